@@ -1,0 +1,31 @@
+//! One file for each command.
+
+mod check;
+mod export;
+mod plan;
+mod run;
+mod runs;
+mod show;
+mod sql;
+
+use crate::args::{Arguments, Command};
+use crate::exit::Exit;
+
+/// Runs the command of this process.
+pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
+    match arguments.command {
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Plan(arguments) => plan::plan(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Runs(arguments) => runs::runs(&arguments),
+        Command::Show(arguments) => show::show(&arguments),
+        Command::Sql(arguments) => sql::sql(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
+    }
+}
+
+/// Prints data.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

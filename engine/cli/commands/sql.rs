@@ -1,0 +1,133 @@
+//! `sql`: one query over what stages produced and over the records of runs.
+
+use std::collections::HashMap;
+
+use engine_core::Artifact;
+use engine_query::{Catalog, QueryError, StoredDataset, StoredRun, rows_to_json};
+use engine_store::{Manifest, Run, Store};
+use serde_json::{Map, Value};
+
+use super::print_json;
+use crate::args::SqlArgs;
+use crate::exit::{Exit, wrong};
+use crate::project::find_store;
+use crate::text::{brief, lines, table};
+
+/// Characters of a value in a printed table; `--json` has all of them.
+const VALUE_WIDTH: usize = 80;
+/// The word for all runs.
+const ALL: &str = "all";
+
+pub(crate) fn sql(arguments: &SqlArgs) -> anyhow::Result<Exit> {
+    let store = find_store(&arguments.store)?;
+    let runs = store.runs()?;
+    let chosen = choose(&runs, arguments.run.as_deref())?;
+    let catalog = Catalog {
+        datasets: datasets(&store, chosen)?,
+        runs: runs.iter().map(stored).collect(),
+    };
+    let (schema, batches) = catalog
+        .query(&arguments.query)
+        .map_err(|error| match error {
+            QueryError::Query(message) => wrong(message),
+            run @ QueryError::Run(_) => run.into(),
+        })?;
+    let rows = rows_to_json(&batches)?;
+    if arguments.json {
+        print_json(&rows)?;
+        return Ok(Exit::Done);
+    }
+    let names: Vec<&str> = schema
+        .fields()
+        .iter()
+        .map(|field| field.name().as_str())
+        .collect();
+    let right: Vec<usize> = schema
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| field.data_type().is_numeric())
+        .map(|(index, _)| index)
+        .collect();
+    let mut printed = table(&names, &right);
+    for row in &rows {
+        printed.add_row(cells(row));
+    }
+    println!("{}", lines(&printed));
+    Ok(Exit::Done)
+}
+
+fn cells(row: &Map<String, Value>) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::Null => String::new(),
+        Value::String(text) => brief(text, VALUE_WIDTH),
+        other => brief(&other.to_string(), VALUE_WIDTH),
+    };
+    row.values().map(text).collect()
+}
+
+/// The runs whose datasets are queried. The records of all runs always are.
+fn choose<'a>(runs: &'a [Run], run: Option<&str>) -> anyhow::Result<&'a [Run]> {
+    let latest = runs
+        .len()
+        .checked_sub(1)
+        .ok_or_else(|| wrong("this store has no runs yet"))?;
+    match run {
+        None => Ok(&runs[latest..]),
+        Some(ALL) => Ok(runs),
+        Some(name) => {
+            let index = runs.iter().position(|run| run.started.run == name);
+            let index = index.ok_or_else(|| {
+                wrong(format!(
+                    "no run `{name}`; `metis-flow runs` lists them, and `--run all` takes all"
+                ))
+            })?;
+            Ok(&runs[index..=index])
+        }
+    }
+}
+
+fn datasets(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<StoredDataset>> {
+    // Runs share cached stages, so each manifest is read once.
+    let mut manifests: HashMap<String, Option<Manifest>> = HashMap::new();
+    let mut datasets = Vec::new();
+    for run in runs {
+        for stage in &run.stages {
+            let Some(key) = stage.key.as_ref().filter(|_| !stage.outputs.is_empty()) else {
+                continue;
+            };
+            if !manifests.contains_key(key) {
+                manifests.insert(key.clone(), store.find_manifest(key)?);
+            }
+            let Some(Some(manifest)) = manifests.get(key) else {
+                continue;
+            };
+            for (port, artifact) in &manifest.outputs {
+                let Artifact::Dataset(dataset) = artifact else {
+                    continue;
+                };
+                datasets.push(StoredDataset {
+                    pipeline: run.started.pipeline.clone(),
+                    run: run.started.run.clone(),
+                    stage: stage.stage.clone(),
+                    port: port.clone(),
+                    table: dataset.table,
+                    urls: dataset
+                        .parts
+                        .iter()
+                        .map(|part| store.object_url(&part.path))
+                        .collect(),
+                });
+            }
+        }
+    }
+    Ok(datasets)
+}
+
+fn stored(run: &Run) -> StoredRun {
+    StoredRun {
+        started: run.started.clone(),
+        ended: run.ended.clone(),
+        stages: run.stages.clone(),
+    }
+}

@@ -1,0 +1,61 @@
+//! The log on standard error. Progress bars step aside while a line is written.
+
+use std::io::{IsTerminal as _, Write};
+use std::sync::OnceLock;
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::args::LogForm;
+
+/// The progress bars of this process.
+pub(crate) fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(MultiProgress::new)
+}
+
+/// Starts the log of the engine: warnings and worse, unless `RUST_LOG` says otherwise.
+pub(crate) fn start(form: LogForm) {
+    let log = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(AsideBars);
+    // A second log in one process is a mistake that costs nothing.
+    let _ = match form {
+        LogForm::Text => log.with_ansi(use_colour()).try_init(),
+        LogForm::Json => log.json().try_init(),
+    };
+}
+
+/// Starts the log of a worker: plain lines, which the engine keeps for errors and passes on.
+pub fn start_worker_log() {
+    let log = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).with_ansi(false);
+    let _ = log.without_time().try_init();
+}
+
+fn filter() -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the convention for colours is a variable, and no result depends on it")]
+fn use_colour() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+struct AsideBars;
+
+impl Write for AsideBars {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        bars().suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for AsideBars {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Self
+    }
+}

@@ -1,0 +1,264 @@
+//! What a language or vision-language model can do for an operator, without naming a tensor.
+//!
+//! The verbs are coarse enough that no tensor crosses and fine enough that supervised and reinforcement
+//! learning are ordinary functions over them. `operators/torch` implements both traits.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+
+/// Number format of a model's weights on its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floats: exact reruns on the CPU.
+    #[default]
+    Float32,
+    /// 16-bit brain floats for weights and activations; log-probabilities and losses stay in 32 bits.
+    Bfloat16,
+}
+
+/// One preprocessed image: normalised pixels cut into patches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PatchedImage {
+    /// Pixel values, row-major `[num_patches, patch_width]`, in the order the vision tower expects.
+    pub patches: Vec<f32>,
+    /// Patches along time, height and width; their product is `num_patches`.
+    pub grid_thw: [usize; 3],
+}
+
+/// A prompt as the model sees it: token ids with one image placeholder id per merged patch, and the images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenizedPrompt {
+    /// Token ids of the whole prompt, generation prefix included.
+    pub token_ids: Vec<u32>,
+    /// Images in the order of their placeholders.
+    pub images: Vec<Arc<PatchedImage>>,
+}
+
+/// One completion to sample.
+#[derive(Clone, Debug)]
+pub struct GenerationRequest {
+    /// What to continue. Requests that share an `Arc` share one prefill where the backend can.
+    pub prompt: Arc<TokenizedPrompt>,
+    /// Identity of the prompt in the random stream (see [`crate::seed::prompt_stream`]).
+    pub prompt_stream: u64,
+    /// Index of the sample among the samples of its prompt.
+    pub sample: u32,
+}
+
+/// How to sample. The same request gives the same tokens whatever else is in the batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 means greedy decoding.
+    pub temperature: f64,
+    /// Upper limit of completion tokens, the end token included.
+    pub max_new_tokens: usize,
+    /// Tokens that end a completion. The end token is kept in the completion.
+    pub stop_token_ids: Vec<u32>,
+    /// Seed of the counter-based generator.
+    pub seed: u64,
+    /// Sequences decoded together; bounds the memory of the key-value cache.
+    pub max_concurrent: usize,
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FinishReason {
+    /// A stop token was sampled.
+    Stop,
+    /// `max_new_tokens` was reached.
+    Length,
+}
+
+impl FinishReason {
+    /// The text stored in the `finish_reason` column.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// A sampled continuation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Sampled token ids, the end token included when there is one.
+    pub token_ids: Vec<u32>,
+    /// Natural-log probability of each token under the sampling distribution.
+    pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Progress of one `generate` call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GenerationProgress {
+    /// Requests that are complete.
+    pub sequences: usize,
+    /// Tokens sampled so far.
+    pub tokens: usize,
+}
+
+/// One sequence to learn from.
+#[derive(Clone, Debug)]
+pub struct TrainSequence {
+    /// The prompt; its tokens carry no loss.
+    pub prompt: Arc<TokenizedPrompt>,
+    /// Completion token ids; every one carries loss.
+    pub completion: Vec<u32>,
+    /// Factor of every token's loss. The caller chooses the aggregation with it: `1 / (sequences * length)` is the
+    /// sequence mean, `1 / tokens` the token mean, over the *whole* optimizer step.
+    pub token_weight: f32,
+    /// Advantage of every token (policy-gradient losses only).
+    pub advantage: f32,
+    /// Log-probabilities that the sampler gave (policy-gradient losses only; empty otherwise).
+    pub sampler_logprobs: Vec<f32>,
+}
+
+/// What to minimise. Every variant sums `token_weight * token loss` over completion tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Loss {
+    /// Negative log-probability of the completion tokens.
+    CrossEntropy,
+    /// `max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r` the ratio to the sampler's probability
+    /// (GRPO, `DeepSeekMath` eq. 3; asymmetric clip of DAPO eq. 8; no KL term).
+    ClippedSurrogate {
+        /// Lower clip range.
+        clip_low: f64,
+        /// Upper clip range.
+        clip_high: f64,
+    },
+}
+
+/// What one `forward_backward` saw. Sums are over completion tokens of the call.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossReport {
+    /// Weighted loss of the call: calls of one step add up to the step's loss.
+    pub loss: f64,
+    /// Completion tokens.
+    pub tokens: usize,
+    /// Sum of the entropy of the policy, in nats.
+    pub entropy_sum: f64,
+    /// Tokens whose ratio was cut at the lower bound with an effect on the loss.
+    pub clipped_low: usize,
+    /// Tokens whose ratio was cut at the upper bound with an effect on the loss.
+    pub clipped_high: usize,
+    /// Sum of |recomputed - sampled| log-probability.
+    pub logprob_gap_sum: f64,
+    /// Largest |recomputed - sampled| log-probability.
+    pub logprob_gap_max: f64,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// Number format of the weights.
+    pub precision: Precision,
+    /// Set to train it: gradients, optimizer state.
+    pub training: Option<TrainOptions>,
+}
+
+/// What does not change from one optimizer step to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// Parameters whose name starts with one of these are not trained, for example `visual.`.
+    pub freeze: Vec<String>,
+    /// First AdamW moment decay.
+    pub beta1: f64,
+    /// Second AdamW moment decay.
+    pub beta2: f64,
+    /// AdamW denominator guard.
+    pub epsilon: f64,
+    /// Decoupled weight decay of matrices; vectors (biases, norms) have none.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    pub max_grad_norm: f64,
+}
+
+/// What one optimizer step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+}
+
+/// Facts about a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Architecture, as in `config.json`'s `model_type`.
+    pub family: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Device it runs on, for example `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+/// Loads policies. One per process and device.
+pub trait ModelBackend: Send + Sync {
+    /// Name, version and device, for records: for example `libtorch 2.11.0 cpu`.
+    fn describe(&self) -> String;
+
+    /// Loads a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When a file is missing or a tensor is missing, extra or misshaped; the message names it.
+    fn load(&self, folder: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError>;
+
+    /// Writes a folder with randomly initialised weights for the `config.json` in `config_folder`, with all
+    /// its other files (tokenizer, processor) copied.
+    ///
+    /// # Errors
+    /// When the configuration cannot be read or names an unknown architecture.
+    fn initialise(&self, config_folder: &Path, seed: u64, folder: &Path) -> Result<ModelInfo, ModelError>;
+}
+
+/// A model with its optimizer state on one device, owned by one thread.
+pub trait Policy: Send {
+    /// Facts about the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Samples one completion per request, in the order of the requests. `progress` is called about once per
+    /// decoding step and may break off, which gives [`ModelError::Interrupted`].
+    ///
+    /// # Errors
+    /// When a prompt does not fit the model (context length, image placeholders), or on a device error.
+    fn generate(
+        &mut self,
+        requests: &[GenerationRequest],
+        params: &SamplingParams,
+        progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    ) -> Result<Vec<Completion>, ModelError>;
+
+    /// Log-probability of each completion token, per sequence, at temperature 1, without gradients.
+    ///
+    /// # Errors
+    /// As [`Policy::generate`].
+    fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Adds the gradient of the weighted loss of these sequences. Micro-batches of one optimizer step are calls in a row.
+    ///
+    /// # Errors
+    /// [`ModelError::NonFinite`] when the loss is not finite; gradients are then as before the call.
+    fn forward_backward(&mut self, sequences: &[TrainSequence], loss: Loss) -> Result<LossReport, ModelError>;
+
+    /// Clips the gradients, applies AdamW with this learning rate, and clears the gradients.
+    ///
+    /// # Errors
+    /// [`ModelError::NonFinite`] when the gradient norm is not finite; the weights are then unchanged.
+    fn optimizer_step(&mut self, learning_rate: f64) -> Result<StepReport, ModelError>;
+
+    /// Writes the weights as `model.safetensors` (16-bit or 32-bit as the model is held) with `config.json`, and copies
+    /// tokenizer and processor files of the folder that it was loaded from.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    fn save(&self, folder: &Path) -> Result<(), ModelError>;
+}

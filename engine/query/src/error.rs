@@ -1,0 +1,68 @@
+//! What goes wrong in a query, in words short enough for a terminal.
+
+use datafusion::error::DataFusionError;
+use engine_core::OperatorError;
+
+/// Why a query gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// The text is no query over these tables: wrong syntax, table, column or type.
+    #[error("{0}")]
+    Query(String),
+    /// The query is fine and failed on the data or the files.
+    #[error("query failed: {0}")]
+    Run(String),
+}
+
+impl QueryError {
+    /// A fault of the query's text.
+    #[must_use]
+    pub fn query(error: &DataFusionError) -> Self {
+        Self::Query(shortened(error))
+    }
+
+    /// A failure while running.
+    #[must_use]
+    pub fn run(error: &DataFusionError) -> Self {
+        Self::Run(shortened(error))
+    }
+}
+
+impl From<QueryError> for OperatorError {
+    fn from(error: QueryError) -> Self {
+        Self::Data(error.to_string())
+    }
+}
+
+/// First line of the root error, without the name of the component that found it.
+fn shortened(error: &DataFusionError) -> String {
+    let text = error.find_root().strip_backtrace();
+    let mut line = text.lines().next().unwrap_or_default();
+    for prefix in [
+        "Error during planning: ",
+        "Schema error: ",
+        "SQL error: ",
+        "Execution error: ",
+        "External error: ",
+        "Arrow error: ",
+        "Parquet error: ",
+        "Object Store error: ",
+        "This feature is not implemented: ",
+    ] {
+        line = line.strip_prefix(prefix).unwrap_or(line);
+    }
+    let line = line
+        .strip_prefix("ParserError(\"")
+        .and_then(|rest| rest.strip_suffix("\")"))
+        .unwrap_or(line);
+    let line = line.replace("datafusion.public.", "");
+    let line = line.trim().trim_end_matches('.');
+    let mut letters = line.chars();
+    match letters.next() {
+        // A word in capitals (SQL) keeps them.
+        Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => line.to_owned(),
+    }
+}

@@ -1,0 +1,18 @@
+//! DataFusion over the store: the adapter that query operators run on, and the tables of `metis-flow sql`.
+//!
+//! Knows URLs of Parquet files and the run records, not the store that they lie in.
+
+mod catalog;
+mod conform;
+mod error;
+mod json;
+mod parts;
+mod session;
+
+pub use catalog::{Catalog, StoredDataset, StoredRun};
+pub use conform::{conform, storage_schema};
+pub use error::QueryError;
+pub use json::rows_to_json;
+pub use session::{Order, QuerySession};
+
+pub use datafusion::dataframe::DataFrame;

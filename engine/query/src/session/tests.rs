@@ -1,0 +1,142 @@
+//! Sessions over real Parquet files.
+
+use std::fs::File;
+use std::path::Path;
+
+use arrow::array::{AsArray, Int64Array, LargeStringArray};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+use parquet::arrow::ArrowWriter;
+
+use super::*;
+use crate::{Catalog, StoredDataset, rows_to_json};
+use schemas::TableName;
+
+fn part(folder: &Path, name: &str, ids: &[i64]) -> String {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("name", DataType::LargeUtf8, true),
+    ]));
+    let names: Vec<Option<String>> = ids
+        .iter()
+        .map(|id| (id % 2 == 0).then(|| format!("n{id}")))
+        .collect();
+    let batch = RecordBatch::try_new(
+        Arc::clone(&schema),
+        vec![
+            Arc::new(Int64Array::from(ids.to_vec())),
+            Arc::new(LargeStringArray::from(names)),
+        ],
+    )
+    .unwrap();
+    let path = folder.join(name);
+    let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), schema, None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    format!("file://{}", path.display())
+}
+
+fn ids(batches: &[RecordBatch]) -> Vec<i64> {
+    batches
+        .iter()
+        .flat_map(|batch| {
+            batch
+                .column_by_name("id")
+                .unwrap()
+                .as_primitive::<Int64Type>()
+                .values()
+                .to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn a_repeatable_session_reads_parts_in_the_given_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let urls = vec![
+        part(folder.path(), "z.parquet", &[5, 1]),
+        part(folder.path(), "a.parquet", &[9]),
+        part(folder.path(), "m.parquet", &[3]),
+    ];
+    let session = QuerySession::new(Order::Repeatable).unwrap();
+    session.register_parquet("numbers", urls).unwrap();
+    let frame = session.sql("select id from numbers where id > 0").unwrap();
+    assert_eq!(ids(&session.collect(frame).unwrap()), [5, 1, 9, 3]);
+    assert_eq!(
+        session.schema("numbers").unwrap().field(1).data_type(),
+        &DataType::LargeUtf8
+    );
+}
+
+#[test]
+fn only_queries_are_allowed_and_mistakes_are_named() {
+    let session = QuerySession::new(Order::Any).unwrap();
+    session
+        .register_empty(
+            "numbers",
+            &Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false)])),
+        )
+        .unwrap();
+    for (text, expected) in [
+        ("create table t as select 1", "DDL"),
+        ("insert into numbers values (1)", "DML"),
+        ("select nme from numbers", "nme"),
+        ("select * from nombers", "nombers"),
+        ("selct 1", "selct"),
+    ] {
+        let error = session.sql(text).unwrap_err();
+        assert!(matches!(error, QueryError::Query(_)), "{error:?}");
+        assert!(error.to_string().contains(expected), "{text}: {error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_works_inside_an_async_runtime() {
+    let session = QuerySession::new(Order::Any).unwrap();
+    let frame = session.sql("select cast(7 as bigint) as id").unwrap();
+    assert_eq!(ids(&session.collect(frame).unwrap()), [7]);
+}
+
+#[test]
+fn the_catalog_unites_the_datasets_of_a_table_and_says_where_rows_are_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = |stage: &str, url: String| StoredDataset {
+        pipeline: "demo".to_owned(),
+        run: "run-1".to_owned(),
+        stage: stage.to_owned(),
+        port: "rows".to_owned(),
+        table: TableName::Rows,
+        urls: vec![url],
+    };
+    let catalog = Catalog {
+        datasets: vec![
+            dataset("first", part(folder.path(), "1.parquet", &[1, 2])),
+            dataset("second", part(folder.path(), "2.parquet", &[3])),
+        ],
+        runs: Vec::new(),
+    };
+    let (_, batches) = catalog
+        .query("select stage, id, name, [id, id] as pair from rows order by id")
+        .unwrap();
+    let json = serde_json::to_string(&rows_to_json(&batches).unwrap()).unwrap();
+    assert_eq!(
+        json,
+        r#"[{"stage":"first","id":1,"name":null,"pair":[1,1]},{"stage":"first","id":2,"name":"n2","pair":[2,2]},{"stage":"second","id":3,"name":null,"pair":[3,3]}]"#
+    );
+    let error = catalog
+        .query("select * from prompts")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("prompts") && error.ends_with("tables are rows, runs, stages, artifacts"),
+        "{error}"
+    );
+    let (schema, none) = catalog.query("select * from runs").unwrap();
+    assert_eq!(
+        (
+            schema.fields().len(),
+            none.iter().map(RecordBatch::num_rows).sum::<usize>()
+        ),
+        (7, 0)
+    );
+}

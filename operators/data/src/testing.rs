@@ -1,0 +1,313 @@
+//! A stage's surroundings for tests: inputs as Parquet files in a temporary folder, outputs in memory, and small tables.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, LargeListArray, LargeStringArray,
+    RecordBatch, UInt32Array, UInt64Array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, Float64Type};
+use engine_core::operator::BatchReader;
+use engine_core::{
+    Artifact, Digest, OperatorConfig, OperatorError, StageContext, StageEvent, StageIo,
+};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use schemas::TableName;
+
+use crate::messages::MessagesBuilder;
+
+pub(crate) struct TestIo {
+    folder: tempfile::TempDir,
+    pub(crate) root: PathBuf,
+    inputs: BTreeMap<String, Vec<PathBuf>>,
+    outputs: BTreeMap<String, Vec<RecordBatch>>,
+    media: BTreeMap<String, Vec<u8>>,
+    events: RefCell<Vec<StageEvent>>,
+}
+
+impl TestIo {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_owned();
+        Self {
+            folder,
+            root,
+            inputs: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            media: BTreeMap::new(),
+            events: RefCell::default(),
+        }
+    }
+
+    /// Sets an input port, one part per batch. The names of the parts sort against their order, as digests may.
+    pub(crate) fn input(&mut self, port: &str, parts: &[RecordBatch]) {
+        let mut paths = Vec::new();
+        for (index, batch) in parts.iter().enumerate() {
+            let path = self
+                .folder
+                .path()
+                .join(format!("{port}-{:05}.parquet", parts.len() - index));
+            let mut writer =
+                ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
+            writer.write(batch).unwrap();
+            writer.close().unwrap();
+            paths.push(path);
+        }
+        self.inputs.insert(port.to_owned(), paths);
+    }
+
+    /// Checks that the planned types can be had, then runs the stage.
+    pub(crate) fn run(
+        &mut self,
+        config: &dyn OperatorConfig,
+        seed: u64,
+    ) -> Result<(), OperatorError> {
+        let root = self.root.clone();
+        config.run(
+            &StageContext {
+                stage: "test",
+                seed,
+                root: &root,
+                backend: None,
+            },
+            self,
+        )
+    }
+
+    /// All rows of an output port.
+    pub(crate) fn output(&self, port: &str) -> RecordBatch {
+        let batches = self
+            .outputs
+            .get(port)
+            .unwrap_or_else(|| panic!("nothing was written to `{port}`"));
+        concat_batches(&batches[0].schema(), batches).unwrap()
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let events = self.events.borrow();
+        events
+            .iter()
+            .filter_map(|event| {
+                if let StageEvent::Warning(text) = event {
+                    Some(text.clone())
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// The digest under which some bytes were stored.
+    pub(crate) fn digest(&self, bytes: &[u8]) -> String {
+        let digest = Digest::of(bytes).to_string();
+        assert!(self.media.contains_key(&digest), "these bytes were stored");
+        digest
+    }
+}
+
+impl StageIo for TestIo {
+    fn inputs(&self, _port: &str) -> &[Artifact] {
+        &[]
+    }
+
+    fn input_ports(&self) -> Vec<String> {
+        self.inputs.keys().cloned().collect()
+    }
+
+    fn read(&self, port: &str) -> Result<BatchReader, OperatorError> {
+        let mut batches = Vec::new();
+        for path in &self.inputs[port] {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap())
+                .unwrap()
+                .build()
+                .unwrap();
+            batches.extend(reader.map(|batch| batch.map_err(OperatorError::from)));
+        }
+        Ok(Box::new(batches.into_iter()))
+    }
+
+    fn part_urls(&self, port: &str) -> Result<Vec<String>, OperatorError> {
+        Ok(self.inputs[port]
+            .iter()
+            .map(|path| format!("file://{}", path.display()))
+            .collect())
+    }
+
+    fn model_folder(&self, _port: &str) -> Result<PathBuf, OperatorError> {
+        Err(OperatorError::Internal("no models here".to_owned()))
+    }
+
+    fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
+        self.outputs.entry(port.to_owned()).or_default().push(batch);
+        Ok(())
+    }
+
+    fn write_model(&mut self, _port: &str, _folder: &Path) -> Result<(), OperatorError> {
+        Err(OperatorError::Internal("no models here".to_owned()))
+    }
+
+    fn put_media(&mut self, bytes: &[u8]) -> Result<String, OperatorError> {
+        let digest = Digest::of(bytes).to_string();
+        self.media.insert(digest.clone(), bytes.to_vec());
+        Ok(digest)
+    }
+
+    fn media(&self, digest: &str) -> Result<Vec<u8>, OperatorError> {
+        Ok(self.media[digest].clone())
+    }
+
+    fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn event(&self, event: StageEvent) {
+        self.events.borrow_mut().push(event);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+fn text<'a>(values: impl IntoIterator<Item = &'a str>) -> ArrayRef {
+    Arc::new(LargeStringArray::from_iter_values(values))
+}
+
+fn batch(table: TableName, columns: Vec<ArrayRef>) -> RecordBatch {
+    RecordBatch::try_new(table.schema(), columns).unwrap()
+}
+
+fn questions<'a>(ids: impl Iterator<Item = &'a str>) -> ArrayRef {
+    let mut messages = MessagesBuilder::default();
+    for id in ids {
+        messages.message("user");
+        messages.text(id);
+        messages.end_row();
+    }
+    messages.finish()
+}
+
+/// Prompts: id, answer, category.
+pub(crate) fn prompts(rows: &[(&str, Option<&str>, Option<&str>)]) -> RecordBatch {
+    let answers: LargeStringArray = rows.iter().map(|row| row.1).collect();
+    let categories: LargeStringArray = rows.iter().map(|row| row.2).collect();
+    let columns: Vec<ArrayRef> = vec![
+        text(rows.iter().map(|row| row.0)),
+        questions(rows.iter().map(|row| row.0)),
+        Arc::new(answers),
+        Arc::new(LargeStringArray::new_null(rows.len())),
+        Arc::new(categories),
+        text(rows.iter().map(|_| "data")),
+    ];
+    batch(TableName::Prompts, columns)
+}
+
+/// Rollouts: prompt id, sample, text.
+pub(crate) fn rollouts(rows: &[(&str, u32, &str)]) -> RecordBatch {
+    let full: Vec<(&str, u32, &str, &[u32], &str)> = rows
+        .iter()
+        .map(|row| (row.0, row.1, row.2, &[1_u32][..], "stop"))
+        .collect();
+    rollouts_with_tokens(&full)
+}
+
+/// Rollouts: prompt id, sample, text, token ids, finish reason.
+pub(crate) fn rollouts_with_tokens(rows: &[(&str, u32, &str, &[u32], &str)]) -> RecordBatch {
+    let lists = |values: ArrayRef, item: DataType| -> ArrayRef {
+        let DataType::LargeList(field) = schemas::tables::list(item) else {
+            panic!("a list")
+        };
+        let offsets = OffsetBuffer::from_lengths(rows.iter().map(|row| row.3.len()));
+        Arc::new(LargeListArray::new(field, offsets, values, None))
+    };
+    let tokens: Vec<u32> = rows.iter().flat_map(|row| row.3.to_vec()).collect();
+    let logprobs = arrow::array::Float32Array::from(vec![-0.5; tokens.len()]);
+    let columns: Vec<ArrayRef> = vec![
+        text(rows.iter().map(|row| row.0)),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.1))),
+        text(rows.iter().map(|row| row.2)),
+        lists(Arc::new(UInt32Array::from(tokens)), DataType::UInt32),
+        lists(Arc::new(logprobs), DataType::Float32),
+        text(rows.iter().map(|row| row.4)),
+        Arc::new(UInt32Array::from(vec![5; rows.len()])),
+        text(rows.iter().map(|_| "m")),
+        Arc::new(UInt64Array::from(vec![1; rows.len()])),
+    ];
+    batch(TableName::Rollouts, columns)
+}
+
+/// Verdicts: prompt id, sample, verdict, format.
+pub(crate) fn verdicts(rows: &[(&str, u32, &str, bool)]) -> RecordBatch {
+    let columns: Vec<ArrayRef> = vec![
+        text(rows.iter().map(|row| row.0)),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.1))),
+        text(rows.iter().map(|row| row.2)),
+        Arc::new(LargeStringArray::new_null(rows.len())),
+        Arc::new(BooleanArray::from(
+            rows.iter().map(|row| row.3).collect::<Vec<_>>(),
+        )),
+        text(rows.iter().map(|_| "math 1")),
+    ];
+    batch(TableName::Verdicts, columns)
+}
+
+/// Scores: prompt id, sample, reward.
+pub(crate) fn scores(rows: &[(&str, u32, f64)]) -> RecordBatch {
+    let rewards: ArrayRef = Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.2)));
+    let samples = UInt32Array::from_iter_values(rows.iter().map(|row| row.1));
+    let columns = vec![
+        text(rows.iter().map(|row| row.0)),
+        Arc::new(samples),
+        Arc::clone(&rewards),
+        Arc::clone(&rewards),
+        rewards,
+    ];
+    batch(TableName::Scores, columns)
+}
+
+/// Examples: prompt id, text, origin.
+pub(crate) fn examples(rows: &[(&str, &str, &str)]) -> RecordBatch {
+    let DataType::LargeList(field) = schemas::tables::list(DataType::UInt32) else {
+        panic!("a list")
+    };
+    let tokens = LargeListArray::new_null(field, rows.len());
+    let columns: Vec<ArrayRef> = vec![
+        text(rows.iter().map(|row| row.0)),
+        questions(rows.iter().map(|row| row.0)),
+        text(rows.iter().map(|row| row.1)),
+        Arc::new(tokens),
+        text(rows.iter().map(|row| row.2)),
+        Arc::new(LargeStringArray::new_null(rows.len())),
+    ];
+    batch(TableName::Examples, columns)
+}
+
+/// A text column, nulls as empty texts.
+pub(crate) fn text_values(batch: &RecordBatch, column: &str) -> Vec<String> {
+    let array = batch.column_by_name(column).unwrap().as_string::<i64>();
+    (0..array.len())
+        .map(|row| {
+            if array.is_null(row) {
+                String::new()
+            } else {
+                array.value(row).to_owned()
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn floats(batch: &RecordBatch, column: &str) -> Vec<f64> {
+    batch
+        .column_by_name(column)
+        .unwrap()
+        .as_primitive::<Float64Type>()
+        .values()
+        .to_vec()
+}

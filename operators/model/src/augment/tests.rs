@@ -1,0 +1,140 @@
+//! Tests of `augment` on the fake policy.
+
+use arrow::array::Array;
+use serde_json::json;
+
+use super::*;
+use crate::test_support::{FakeBackend, MemoryIo, config, model_folder, prompt_batch, run};
+
+const RIGHT: &str = "<think>3 + 4</think><answer>7</answer>";
+const WRONG: &str = "<think>3</think><answer>8</answer>";
+
+fn io(rows: &[(&str, &str, Option<&str>, Option<&str>)]) -> MemoryIo {
+    MemoryIo::new().with_table("prompts", TableName::Prompts, vec![prompt_batch(rows)])
+}
+
+fn texts(io: &MemoryIo, port: &str, column: &str) -> Vec<String> {
+    let table = io.output(port);
+    let column = table.column_by_name(column).unwrap().as_string::<i64>();
+    column
+        .iter()
+        .map(|text| text.unwrap_or("null").to_owned())
+        .collect()
+}
+
+fn from_model(keep: u32, max_new_tokens: u32) -> Augment {
+    config(json!({
+        "expert": {"model": {"attempts": 4, "keep": keep, "temperature": 1.0, "max-new-tokens": max_new_tokens}},
+        "verify": {"math": {}}, "require-format": true,
+    }))
+}
+
+fn backend() -> FakeBackend {
+    let processor = Processor::load(&model_folder()).unwrap();
+    FakeBackend::in_turn(
+        [WRONG, RIGHT]
+            .map(|text| processor.encode_completion(text).unwrap())
+            .to_vec(),
+    )
+}
+
+#[test]
+fn correct_solutions_become_examples_and_the_rest_is_unanswered() {
+    let mut io = io(&[
+        ("right", "How much?", Some("7"), Some(RIGHT)),
+        ("wrong", "How much?", Some("7"), Some(WRONG)),
+        ("none", "How much?", Some("7"), None),
+        ("bare", "How much?", Some("7"), Some("\\boxed{7}")),
+    ]);
+    let stage: Augment = config(
+        json!({"expert": {"solutions": {}}, "verify": {"math": {}}, "require-format": true}),
+    );
+    run(&stage, &backend(), &mut io).unwrap();
+    assert_eq!(io.output("examples").schema(), TableName::Examples.schema());
+    assert_eq!(
+        io.output("unanswered").schema(),
+        TableName::Prompts.schema()
+    );
+    assert_eq!(texts(&io, "examples", "prompt_id"), ["right"]);
+    assert_eq!(texts(&io, "examples", "origin"), ["expert"]);
+    assert_eq!(texts(&io, "examples", "model"), ["null"]);
+    assert_eq!(
+        texts(&io, "unanswered", "prompt_id"),
+        ["wrong", "none", "bare"]
+    );
+}
+
+#[test]
+fn the_first_correct_answers_of_a_model_are_kept() {
+    for (keep, kept) in [(1, vec!["p1"]), (9, vec!["p1", "p1"])] {
+        let rows = [
+            ("p1", "How much?", Some("7"), None),
+            ("p2", "How much?", Some("12"), None),
+        ];
+        let mut io = io(&rows).with_model("model", model_folder());
+        run(&from_model(keep, 40), &backend(), &mut io).unwrap();
+        assert_eq!(texts(&io, "examples", "prompt_id"), kept);
+        assert!(
+            texts(&io, "examples", "text")
+                .iter()
+                .all(|text| text == RIGHT)
+        );
+        assert_eq!(texts(&io, "unanswered", "prompt_id"), ["p2"]);
+        assert_eq!(
+            io.output("examples")
+                .column_by_name("token_ids")
+                .unwrap()
+                .null_count(),
+            kept.len()
+        );
+    }
+}
+
+#[test]
+fn tokens_are_kept_for_a_student_with_the_same_tokenizer() {
+    let rows = [("p1", "How much?", Some("7"), None)];
+    let mut io = io(&rows)
+        .with_model("model", model_folder())
+        .with_model("student", model_folder());
+    run(&from_model(1, 40), &backend(), &mut io).unwrap();
+    let table = io.output("examples");
+    let tokens = table
+        .column_by_name("token_ids")
+        .unwrap()
+        .as_list::<i64>()
+        .value(0);
+    assert_eq!(
+        tokens.as_primitive::<UInt32Type>().values().last(),
+        Some(&2)
+    );
+}
+
+#[test]
+fn an_answer_that_was_cut_is_not_kept() {
+    let tokens = Processor::load(&model_folder())
+        .unwrap()
+        .encode_completion(RIGHT)
+        .unwrap();
+    let mut io = io(&[("p1", "How much?", Some("7"), None)]).with_model("model", model_folder());
+    // Everything but the end token fits.
+    run(
+        &from_model(1, u32::try_from(tokens.len()).unwrap() - 1),
+        &backend(),
+        &mut io,
+    )
+    .unwrap();
+    assert_eq!(io.output("examples").num_rows(), 0);
+}
+
+#[test]
+fn no_prompts_give_empty_tables() {
+    let mut io = io(&[]).with_model("model", model_folder());
+    run(&from_model(1, 40), &backend(), &mut io).unwrap();
+    assert_eq!(
+        (
+            io.output("examples").num_rows(),
+            io.output("unanswered").num_rows()
+        ),
+        (0, 0)
+    );
+}

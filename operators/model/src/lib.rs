@@ -1,0 +1,34 @@
+//! Operators that use a model: sampling, reinforcement learning, fine-tuning. They know the traits of a policy, not libtorch.
+
+pub mod advantage;
+pub mod augment;
+mod columns;
+mod epoch_order;
+mod faults;
+pub mod init_model;
+pub mod load_model;
+mod metric_rows;
+pub mod optimizer;
+pub mod processor;
+pub mod prompt_rows;
+pub mod rl_train;
+pub mod rollout;
+mod rollout_rows;
+mod sampling;
+pub mod schedule;
+pub mod sft_train;
+#[cfg(test)]
+mod test_support;
+mod update;
+
+use engine_core::Registry;
+
+/// Adds every operator of this crate.
+pub fn register(registry: &mut Registry) {
+    augment::register(registry);
+    init_model::register(registry);
+    load_model::register(registry);
+    rl_train::register(registry);
+    rollout::register(registry);
+    sft_train::register(registry);
+}

@@ -1,0 +1,266 @@
+//! A policy without a network: every prompt has the same few completions, and training moves their probabilities.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use engine_core::policy::{
+    Completion, FinishReason, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport,
+    ModelInfo, SamplingParams, StepReport, TrainSequence,
+};
+use engine_core::{ModelBackend, ModelError, Policy, seed};
+
+/// What an operator asked of the policy, in order.
+#[derive(Clone, Debug)]
+pub(crate) enum Call {
+    Load(LoadOptions),
+    Generate { requests: usize, seed: u64 },
+    Logprobs(usize),
+    ForwardBackward(Vec<TrainSequence>, Loss),
+    OptimizerStep(f64),
+}
+
+/// Loads [`FakePolicy`]s over fixed completions.
+pub(crate) struct FakeBackend {
+    completions: Vec<Vec<u32>>,
+    /// Set, sampling goes round the completions by sample index instead of by probability.
+    pub(crate) in_turn: bool,
+    /// Makes the loss not finite at this call of `forward_backward`, counted from 0.
+    pub(crate) explode_at: Option<usize>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl FakeBackend {
+    pub(crate) fn new(completions: Vec<Vec<u32>>) -> Self {
+        Self {
+            completions,
+            in_turn: false,
+            explode_at: None,
+            calls: Arc::default(),
+        }
+    }
+
+    pub(crate) fn in_turn(completions: Vec<Vec<u32>>) -> Self {
+        Self {
+            in_turn: true,
+            ..Self::new(completions)
+        }
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// The sequences of every `forward_backward`.
+    pub(crate) fn learnt(&self) -> Vec<Vec<TrainSequence>> {
+        let calls = self.calls();
+        let learnt = calls.into_iter().filter_map(|call| match call {
+            Call::ForwardBackward(sequences, _) => Some(sequences),
+            _ => None,
+        });
+        learnt.collect()
+    }
+}
+
+impl ModelBackend for FakeBackend {
+    fn describe(&self) -> String {
+        "fake".into()
+    }
+
+    fn load(&self, _folder: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
+        self.calls.lock().unwrap().push(Call::Load(options.clone()));
+        Ok(Box::new(FakePolicy {
+            info: ModelInfo {
+                family: "fake".into(),
+                parameters: self.completions.len() as u64,
+                device: "cpu".into(),
+            },
+            logits: vec![0.0; self.completions.len()],
+            gradient: vec![0.0; self.completions.len()],
+            completions: self.completions.clone(),
+            in_turn: self.in_turn,
+            explode_at: self.explode_at,
+            passes: 0,
+            calls: Arc::clone(&self.calls),
+        }))
+    }
+
+    fn initialise(
+        &self,
+        _config_folder: &Path,
+        _seed: u64,
+        _folder: &Path,
+    ) -> Result<ModelInfo, ModelError> {
+        Err(ModelError::Backend("the fake makes no folders".into()))
+    }
+}
+
+struct FakePolicy {
+    info: ModelInfo,
+    completions: Vec<Vec<u32>>,
+    /// One for each completion.
+    logits: Vec<f64>,
+    gradient: Vec<f64>,
+    in_turn: bool,
+    explode_at: Option<usize>,
+    passes: usize,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl FakePolicy {
+    fn probabilities(&self) -> Vec<f64> {
+        let total: f64 = self.logits.iter().map(|logit| logit.exp()).sum();
+        self.logits
+            .iter()
+            .map(|logit| logit.exp() / total)
+            .collect()
+    }
+
+    fn choose(&self, request: &GenerationRequest, seed: u64) -> usize {
+        if self.in_turn {
+            return request.sample as usize % self.completions.len();
+        }
+        let draw = seed::derive(seed ^ request.prompt_stream, &request.sample.to_string());
+        let mut left = draw as f64 / u64::MAX as f64;
+        for (index, probability) in self.probabilities().into_iter().enumerate() {
+            left -= probability;
+            if left <= 0.0 {
+                return index;
+            }
+        }
+        self.completions.len() - 1
+    }
+
+    /// The probability of a completion, spread evenly over its tokens.
+    fn logprobs_of(&self, index: usize) -> Vec<f32> {
+        let tokens = self.completions[index].len();
+        vec![(self.probabilities()[index].ln() / tokens as f64) as f32; tokens]
+    }
+
+    fn index_of(&self, sequence: &TrainSequence) -> usize {
+        self.completions
+            .iter()
+            .position(|known| known.starts_with(&sequence.completion))
+            .unwrap()
+    }
+}
+
+impl Policy for FakePolicy {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn generate(
+        &mut self,
+        requests: &[GenerationRequest],
+        params: &SamplingParams,
+        progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    ) -> Result<Vec<Completion>, ModelError> {
+        self.calls.lock().unwrap().push(Call::Generate {
+            requests: requests.len(),
+            seed: params.seed,
+        });
+        let complete = |request: &GenerationRequest| {
+            let index = self.choose(request, params.seed);
+            let mut token_ids = self.completions[index].clone();
+            let mut logprobs = self.logprobs_of(index);
+            let finish_reason = if token_ids.len() > params.max_new_tokens {
+                FinishReason::Length
+            } else {
+                FinishReason::Stop
+            };
+            token_ids.truncate(params.max_new_tokens);
+            logprobs.truncate(params.max_new_tokens);
+            Completion {
+                token_ids,
+                logprobs,
+                finish_reason,
+            }
+        };
+        let completions: Vec<Completion> = requests.iter().map(complete).collect();
+        let tokens = completions
+            .iter()
+            .map(|completion| completion.token_ids.len())
+            .sum();
+        match progress(GenerationProgress {
+            sequences: requests.len(),
+            tokens,
+        }) {
+            ControlFlow::Break(()) => Err(ModelError::Interrupted),
+            ControlFlow::Continue(()) => Ok(completions),
+        }
+    }
+
+    fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(Call::Logprobs(sequences.len()));
+        Ok(sequences
+            .iter()
+            .map(|sequence| self.logprobs_of(self.index_of(sequence)))
+            .collect())
+    }
+
+    fn forward_backward(
+        &mut self,
+        sequences: &[TrainSequence],
+        loss: Loss,
+    ) -> Result<LossReport, ModelError> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(Call::ForwardBackward(sequences.to_vec(), loss));
+        self.passes += 1;
+        if self.explode_at == Some(self.passes - 1) {
+            return Err(ModelError::NonFinite("loss NaN".into()));
+        }
+        let mut report = LossReport::default();
+        let probabilities = self.probabilities();
+        for sequence in sequences {
+            let index = self
+                .completions
+                .iter()
+                .position(|known| *known == sequence.completion);
+            let tokens = sequence.completion.len();
+            let weight = f64::from(sequence.token_weight) * tokens as f64;
+            let pull = if loss == Loss::CrossEntropy {
+                1.0
+            } else {
+                f64::from(sequence.advantage)
+            };
+            for (place, probability) in probabilities.iter().enumerate() {
+                let is_chosen = f64::from(u8::from(index == Some(place)));
+                self.gradient[place] += weight * pull * (is_chosen - probability);
+            }
+            report.loss -= weight * pull;
+            report.tokens += tokens;
+            report.entropy_sum += tokens as f64;
+        }
+        Ok(report)
+    }
+
+    fn optimizer_step(&mut self, learning_rate: f64) -> Result<StepReport, ModelError> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push(Call::OptimizerStep(learning_rate));
+        let grad_norm = self
+            .gradient
+            .iter()
+            .map(|value| value * value)
+            .sum::<f64>()
+            .sqrt();
+        for (logit, gradient) in self.logits.iter_mut().zip(&mut self.gradient) {
+            *logit += learning_rate * *gradient;
+            *gradient = 0.0;
+        }
+        Ok(StepReport { grad_norm })
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("weights.txt"), format!("{:?}", self.logits)).unwrap();
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Choice of the device and the late opening of the CUDA part of libtorch.
+
+use std::path::PathBuf;
+
+use engine_core::error::ModelError;
+use tch::Device;
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU when there is one, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU, even where there is a GPU.
+    Cpu,
+    /// The GPU with this number.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// Opens what the choice needs.
+    ///
+    /// # Errors
+    /// When a GPU is asked for and cannot be used.
+    pub(crate) fn resolve(self) -> Result<Device, ModelError> {
+        let found = match self {
+            Self::Cpu => return Ok(Device::Cpu),
+            Self::Auto | Self::Cuda(_) => open_cuda_library(),
+        };
+        let usable = found.is_ok() && tch::Cuda::is_available();
+        match self {
+            Self::Auto | Self::Cpu => Ok(if usable { Device::Cuda(0) } else { Device::Cpu }),
+            Self::Cuda(number) => {
+                let count = if usable {
+                    usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
+                } else {
+                    0
+                };
+                if number < count {
+                    return Ok(Device::Cuda(number));
+                }
+                let reason = match found {
+                    Err(message) => message,
+                    Ok(()) => format!("{count} CUDA devices are visible"),
+                };
+                Err(ModelError::Backend(format!(
+                    "device cuda:{number} cannot be used: {reason}"
+                )))
+            }
+        }
+    }
+}
+
+/// The name that records use, for example `cpu` or `cuda:0`.
+pub(crate) fn name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(number) => format!("cuda:{number}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// Opens `libtorch_cuda.so`, which registers the CUDA kernels with the CPU library that the program is linked to.
+/// The program is not linked to it, so that it starts on machines without CUDA.
+fn open_cuda_library() -> Result<(), String> {
+    let mut last = String::new();
+    let beside = beside_cpu_library().into_iter();
+    for candidate in std::iter::once(PathBuf::from("libtorch_cuda.so")).chain(beside) {
+        match open_globally(&candidate) {
+            Ok(()) => return Ok(()),
+            Err(message) => last = message,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "opening a shared library runs its initialisers")]
+fn open_globally(path: &std::path::Path) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: the library is the CUDA part of the libtorch that the program is already linked to; its initialisers
+    // register kernels. It is never closed, because registered kernels live as long as the process.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }
+        .map_err(|error| error.to_string())?;
+    std::mem::forget(library);
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn open_globally(path: &std::path::Path) -> Result<(), String> {
+    Err(format!("{} is opened on Unix only", path.display()))
+}
+
+/// The path of `libtorch_cuda.so` in the folder that `libtorch_cpu.so` was loaded from, if there is one.
+fn beside_cpu_library() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps
+        .lines()
+        .find(|line| line.ends_with("/libtorch_cpu.so"))?;
+    let path = PathBuf::from(&line[line.find('/')?..]).with_file_name("libtorch_cuda.so");
+    path.exists().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_that_names_it() {
+        assert_eq!(DeviceChoice::Cpu.resolve().unwrap(), Device::Cpu);
+        let error = DeviceChoice::Cuda(99).resolve().unwrap_err().to_string();
+        assert!(error.contains("cuda:99"), "{error}");
+        assert!(["cpu", "cuda:0"].contains(&name(DeviceChoice::Auto.resolve().unwrap()).as_str()));
+    }
+}

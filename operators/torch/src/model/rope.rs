@@ -1,0 +1,113 @@
+//! Rotary position embedding: the language model's three axes and the tower's two.
+//!
+//! Shapes: `n` tokens, `h` heads, `d` head width.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{TextConfig, VisionConfig};
+
+/// Cosines and sines for a list of tokens; the sines carry the sign of the rotation.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    cos_n1d: Tensor,
+    sin_n1d: Tensor,
+}
+
+impl Rope {
+    /// Tables from one angle for each token and half of the head width.
+    ///
+    /// # Shapes
+    /// - `angles`: row-major `[n, d / 2]`
+    fn from_angles(angles: &[f32], half: i64, kind: Kind, device: Device) -> Self {
+        let angles = Tensor::from_slice(angles)
+            .to_device(device)
+            .view([-1, 1, half]);
+        let (cos, sin) = (angles.cos(), angles.sin());
+        Self {
+            cos_n1d: Tensor::cat(&[&cos, &cos], -1).to_kind(kind),
+            // Turning (a, b) by 90 degrees gives (-b, a): with the sign here, a roll does the rest.
+            sin_n1d: Tensor::cat(&[&sin.neg(), &sin], -1).to_kind(kind),
+        }
+    }
+
+    /// Rotates every head: `x cos + turned(x) sin` with the halves of the head as coordinates.
+    ///
+    /// # Shapes
+    /// - `x_nhd`: `[n, h, d]`, and so is the result
+    ///
+    /// # Types and device
+    /// Computed in the tables' type, returned in that of `x_nhd`.
+    pub(crate) fn apply(&self, x_nhd: &Tensor) -> Tensor {
+        let kind = x_nhd.kind();
+        let x = x_nhd.to_kind(self.cos_n1d.kind());
+        let half = x.size()[2] / 2;
+        (&x * &self.cos_n1d)
+            .addcmul(&x.roll([half], [-1]), &self.sin_n1d)
+            .to_kind(kind)
+    }
+
+    /// The tables of some of the tokens, in the order of `index_m`.
+    pub(crate) fn select(&self, index_m: &Tensor) -> Self {
+        Self {
+            cos_n1d: self.cos_n1d.index_select(0, index_m),
+            sin_n1d: self.sin_n1d.index_select(0, index_m),
+        }
+    }
+}
+
+/// Tables of the language model for tokens at `(time, height, width)` positions.
+pub(crate) fn language_rope(
+    config: &TextConfig,
+    positions: &[[i64; 3]],
+    kind: Kind,
+    device: Device,
+) -> Rope {
+    let inverse = inverse_frequencies(config.head_dim, config.rope_theta);
+    let axes: Vec<usize> = config
+        .rope_sections
+        .iter()
+        .enumerate()
+        .flat_map(|(axis, count)| std::iter::repeat_n(axis, usize::try_from(*count).unwrap_or(0)))
+        .collect();
+    let angles: Vec<f32> = positions
+        .iter()
+        .flat_map(|position| {
+            axes.iter()
+                .zip(&inverse)
+                .map(|(axis, inverse)| position[*axis] as f32 * inverse)
+        })
+        .collect();
+    Rope::from_angles(&angles, config.head_dim / 2, kind, device)
+}
+
+/// Tables of the tower for patches at `(row, column)` of their image. Angles are kept in 32 bits at least.
+pub(crate) fn vision_rope(
+    config: &VisionConfig,
+    positions: &[[i64; 2]],
+    kind: Kind,
+    device: Device,
+) -> Rope {
+    let head_dim = config.hidden / config.heads;
+    let inverse = inverse_frequencies(head_dim / 2, config.rope_theta);
+    let angles: Vec<f32> = positions
+        .iter()
+        .flat_map(|position| {
+            position
+                .iter()
+                .flat_map(|place| inverse.iter().map(|inverse| *place as f32 * inverse))
+        })
+        .collect();
+    let kind = if kind == Kind::Double {
+        kind
+    } else {
+        Kind::Float
+    };
+    Rope::from_angles(&angles, head_dim / 2, kind, device)
+}
+
+/// `theta^(-2 i / dim)` for `i` below `dim / 2`.
+fn inverse_frequencies(dim: i64, theta: f64) -> Vec<f32> {
+    (0..dim / 2)
+        .map(|index| 1.0 / (theta as f32).powf(2.0 * index as f32 / dim as f32))
+        .collect()
+}

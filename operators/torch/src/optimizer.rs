@@ -1,0 +1,181 @@
+//! Gradient buffers and AdamW over flat buffers.
+//!
+//! Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization". State is in 32 bits; 16-bit weights
+//! have 32-bit masters.
+
+use engine_core::error::ModelError;
+use engine_core::policy::{StepReport, TrainOptions};
+use tch::{Kind, Tensor};
+
+use crate::parameters::{Bucket, Parameters, padded};
+
+/// Gradients in the layout of the trained buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Gradients {
+    buffers: Vec<Tensor>,
+}
+
+impl Gradients {
+    /// Adds the gradients of the trained weights, in the order of [`Parameters::trained`]. An undefined tensor is
+    /// a weight that the loss did not depend on.
+    pub(crate) fn add(&mut self, weights: &Parameters, gradients: &[Tensor]) {
+        if self.buffers.is_empty() {
+            self.buffers = trained(weights)
+                .map(|bucket| bucket.flat.zeros_like().to_kind(state_kind(bucket)))
+                .collect();
+        }
+        let mut gradients = gradients.iter();
+        for (bucket, buffer) in trained(weights).zip(&self.buffers) {
+            let mut offset = 0;
+            for member in &bucket.members {
+                let count = weights.list[*member].numel();
+                let gradient = gradients
+                    .next()
+                    .expect("one gradient for each trained weight");
+                if gradient.defined() {
+                    let _ = buffer
+                        .narrow(0, offset, count)
+                        .g_add_(&gradient.flatten(0, -1));
+                }
+                offset += padded(count);
+            }
+        }
+    }
+
+    /// Adds another sum of gradients of the same model.
+    pub(crate) fn merge(&mut self, other: Self) {
+        if self.buffers.is_empty() {
+            self.buffers = other.buffers;
+            return;
+        }
+        for (mine, theirs) in self.buffers.iter_mut().zip(&other.buffers) {
+            let _ = mine.g_add_(theirs);
+        }
+    }
+
+    /// Length of all gradients as one vector.
+    pub(crate) fn norm(&self) -> f64 {
+        let squares: Vec<Tensor> = self
+            .buffers
+            .iter()
+            .map(|buffer| buffer.square().sum(Kind::Double))
+            .collect();
+        if squares.is_empty() {
+            0.0
+        } else {
+            Tensor::stack(&squares, 0)
+                .sum(Kind::Double)
+                .double_value(&[])
+                .sqrt()
+        }
+    }
+
+    /// Norm of one weight's gradient, for tests.
+    #[cfg(test)]
+    pub(crate) fn buffers(&self) -> &[Tensor] {
+        &self.buffers
+    }
+}
+
+/// AdamW state of a model.
+#[derive(Debug)]
+pub(crate) struct AdamW {
+    options: TrainOptions,
+    step: i32,
+    states: Vec<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The weights in 32 bits: the buffer itself, or a copy of a 16-bit one.
+    master: Tensor,
+    first: Tensor,
+    second: Tensor,
+}
+
+impl AdamW {
+    pub(crate) fn new(options: &TrainOptions, weights: &Parameters) -> Self {
+        let states = trained(weights)
+            .map(|bucket| {
+                let master = bucket.flat.to_kind(state_kind(bucket));
+                State {
+                    first: master.zeros_like(),
+                    second: master.zeros_like(),
+                    master,
+                }
+            })
+            .collect();
+        Self {
+            options: options.clone(),
+            step: 0,
+            states,
+        }
+    }
+
+    /// Clips `gradients` to the global norm and updates the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::NonFinite`] when the norm is not finite; nothing is changed then.
+    pub(crate) fn step(
+        &mut self,
+        weights: &mut Parameters,
+        mut gradients: Gradients,
+        learning_rate: f64,
+    ) -> Result<StepReport, ModelError> {
+        let grad_norm = gradients.norm();
+        if !grad_norm.is_finite() {
+            return Err(ModelError::NonFinite(format!(
+                "gradient norm is {grad_norm}"
+            )));
+        }
+        self.step += 1;
+        let TrainOptions {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            max_grad_norm,
+            ..
+        } = self.options;
+        let shrink = if grad_norm > max_grad_norm {
+            max_grad_norm / grad_norm
+        } else {
+            1.0
+        };
+        let (correction1, correction2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
+        let buckets = weights.buckets.iter_mut().filter(|bucket| bucket.trained);
+        for ((bucket, state), gradient) in buckets.zip(&mut self.states).zip(&mut gradients.buffers)
+        {
+            if shrink < 1.0 {
+                let _ = gradient.g_mul_scalar_(shrink);
+            }
+            let _ = state.first.lerp_(gradient, 1.0 - beta1);
+            let _ = state.second.lerp_(&gradient.square_(), 1.0 - beta2);
+            let denominator = (&state.second / correction2).sqrt_().g_add_scalar_(epsilon);
+            if bucket.matrices && weight_decay != 0.0 {
+                let _ = state
+                    .master
+                    .g_mul_scalar_(1.0 - learning_rate * weight_decay);
+            }
+            let step = (&state.first / denominator).g_mul_scalar_(-learning_rate / correction1);
+            let _ = state.master.g_add_(&step);
+            if bucket.flat.kind() != state.master.kind() {
+                bucket.flat.copy_(&state.master);
+            }
+        }
+        Ok(StepReport { grad_norm })
+    }
+}
+
+fn trained(weights: &Parameters) -> impl Iterator<Item = &Bucket> {
+    weights.buckets.iter().filter(|bucket| bucket.trained)
+}
+
+/// Type of gradients and optimizer state for a buffer.
+fn state_kind(bucket: &Bucket) -> Kind {
+    if bucket.flat.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
+}

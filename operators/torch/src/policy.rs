@@ -1,0 +1,201 @@
+//! A loaded model with its optimizer state: the back end's implementation of [`Policy`].
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use engine_core::error::ModelError;
+use engine_core::policy::{
+    Completion, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport, ModelInfo,
+    Policy, Precision, SamplingParams, StepReport, TrainSequence,
+};
+use tch::{Device, Kind};
+
+use crate::config::{FAMILY, ModelConfig};
+use crate::guard::guarded;
+use crate::model::Model;
+use crate::optimizer::{AdamW, Gradients};
+use crate::parameters::Parameters;
+use crate::save::{RawWeight, SmallFiles};
+use crate::{completion, device, generate, layout, train};
+
+/// A model on one device.
+#[derive(Debug)]
+pub(crate) struct TorchPolicy {
+    pub(crate) model: Model,
+    pub(crate) weights: Parameters,
+    pub(crate) training: Option<Training>,
+    small_files: SmallFiles,
+    info: ModelInfo,
+}
+
+/// What a model that is trained has beside its weights.
+#[derive(Debug)]
+pub(crate) struct Training {
+    pub(crate) gradients: Gradients,
+    optimizer: AdamW,
+}
+
+impl TorchPolicy {
+    /// Loads a folder.
+    ///
+    /// # Errors
+    /// When a file or tensor is not as the configuration says.
+    pub(crate) fn load(
+        folder: &Path,
+        options: &LoadOptions,
+        target: Device,
+    ) -> Result<Self, ModelError> {
+        let kind = match options.precision {
+            Precision::Float32 => Kind::Float,
+            Precision::Bfloat16 => Kind::BFloat16,
+        };
+        Self::load_as(folder, options, kind, target)
+    }
+
+    /// Loads a folder with weights of a given type.
+    ///
+    /// # Errors
+    /// As [`TorchPolicy::load`].
+    pub(crate) fn load_as(
+        folder: &Path,
+        options: &LoadOptions,
+        kind: Kind,
+        target: Device,
+    ) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(folder)?;
+        let freeze = options
+            .training
+            .as_ref()
+            .map(|training| training.freeze.as_slice());
+        let weights = Parameters::load(layout::parameters(&config), folder, freeze, kind, target)?;
+        let training = options.training.as_ref().map(|options| Training {
+            gradients: Gradients::default(),
+            optimizer: AdamW::new(options, &weights),
+        });
+        let info = ModelInfo {
+            family: FAMILY.to_owned(),
+            parameters: weights.count(),
+            device: device::name(target),
+        };
+        let model = Model::new(config, &weights, kind, target);
+        Ok(Self {
+            model,
+            weights,
+            training,
+            small_files: SmallFiles::read(folder)?,
+            info,
+        })
+    }
+}
+
+/// The error of a training call on a model that was loaded for inference.
+fn not_training() -> ModelError {
+    ModelError::Input("the model was loaded without training options".to_owned())
+}
+
+fn check_sampler(sequences: &[TrainSequence]) -> Result<(), ModelError> {
+    let unequal = sequences
+        .iter()
+        .position(|sequence| sequence.sampler_logprobs.len() != sequence.completion.len());
+    match unequal {
+        Some(index) => Err(ModelError::Input(format!(
+            "sequence {index} has {} completion tokens, but {} log-probabilities of the sampler",
+            sequences[index].completion.len(),
+            sequences[index].sampler_logprobs.len()
+        ))),
+        None => Ok(()),
+    }
+}
+
+impl Policy for TorchPolicy {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn generate(
+        &mut self,
+        requests: &[GenerationRequest],
+        params: &SamplingParams,
+        progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    ) -> Result<Vec<Completion>, ModelError> {
+        guarded(|| tch::no_grad(|| generate::generate(&self.model, requests, params, progress)))
+    }
+
+    fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {
+        guarded(|| {
+            tch::no_grad(|| {
+                let mut result = vec![Vec::new(); sequences.len()];
+                for batch in completion::micro_batches(&self.model, sequences)? {
+                    let mut values = completion::score(&self.model, &batch, sequences)?.into_iter();
+                    for (index, _) in &batch.rows {
+                        result[*index] = values
+                            .by_ref()
+                            .take(sequences[*index].completion.len())
+                            .collect();
+                    }
+                }
+                Ok(result)
+            })
+        })
+    }
+
+    fn forward_backward(
+        &mut self,
+        sequences: &[TrainSequence],
+        loss: Loss,
+    ) -> Result<LossReport, ModelError> {
+        let training = self.training.as_mut().ok_or_else(not_training)?;
+        if matches!(loss, Loss::ClippedSurrogate { .. }) {
+            check_sampler(sequences)?;
+        }
+        guarded(|| {
+            // The step's gradients change only when every micro-batch has a finite loss.
+            let mut gradients = Gradients::default();
+            let mut total = LossReport::default();
+            for batch in completion::micro_batches(&self.model, sequences)? {
+                let report = train::forward_backward(
+                    &self.model,
+                    &self.weights,
+                    &batch,
+                    sequences,
+                    loss,
+                    &mut gradients,
+                )?;
+                total.loss += report.loss;
+                total.tokens += report.tokens;
+                total.entropy_sum += report.entropy_sum;
+                total.clipped_low += report.clipped_low;
+                total.clipped_high += report.clipped_high;
+                total.logprob_gap_sum += report.logprob_gap_sum;
+                total.logprob_gap_max = total.logprob_gap_max.max(report.logprob_gap_max);
+            }
+            training.gradients.merge(gradients);
+            Ok(total)
+        })
+    }
+
+    fn optimizer_step(&mut self, learning_rate: f64) -> Result<StepReport, ModelError> {
+        let training = self.training.as_mut().ok_or_else(not_training)?;
+        guarded(|| {
+            let gradients = std::mem::take(&mut training.gradients);
+            tch::no_grad(|| {
+                training
+                    .optimizer
+                    .step(&mut self.weights, gradients, learning_rate)
+            })
+        })
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        guarded(|| {
+            let weights: Vec<RawWeight> = self
+                .weights
+                .list
+                .iter()
+                .zip(&self.weights.tensors)
+                .flat_map(|(parameter, tensor)| RawWeight::from_tensor(parameter, tensor))
+                .collect();
+            self.small_files.write(&weights, folder)
+        })
+    }
+}

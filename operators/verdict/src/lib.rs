@@ -1,0 +1,19 @@
+//! What makes a completion right: extraction, equality, format, reward. Pure functions, no Arrow.
+//!
+//! An answer is taken from the `<answer>` block, or where there is none from the last `\boxed{...}`; a completion
+//! without either has the verdict `unparsed`. Cost is linear in the completion and bounded for the answer: an answer
+//! that is too large to look at is `timed-out`, which is masked and never a reward of 0.
+
+mod clean;
+mod extract;
+mod format;
+mod math;
+mod number;
+mod score;
+mod unit;
+mod verify;
+
+pub use extract::answer;
+pub use format::{FormatRule, ThinkAnswer};
+pub use score::{Reward, ScoreConfig, ScoreError};
+pub use verify::{ExactOptions, GoldError, MathOptions, Outcome, Verdict, VerifyConfig};

@@ -1,0 +1,8 @@
+//! The integration tests: one binary that drives the real programs in temporary stores.
+
+mod cache;
+mod diagnostics;
+mod kill;
+mod layers;
+mod run;
+mod support;
