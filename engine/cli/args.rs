@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A dataflow engine for post-training language and vision-language models.
 #[derive(Debug, Parser)]
-#[command(name = "metis-flow", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "metis-flow",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Arguments {
     /// Form of the log on standard error; what is logged is set by `RUST_LOG`.
     #[arg(long, global = true, value_enum, default_value = "text")]
@@ -40,6 +45,15 @@ pub(crate) enum Command {
     Sql(SqlArgs),
     /// Write a dataset or model of the latest run to a file or folder.
     Export(ExportArgs),
+    /// Print what is generated from the sources of this program.
+    #[command(hide = true, subcommand)]
+    Dev(DevCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DevCommand {
+    /// The JSON schema of pipeline files.
+    Schema,
 }
 
 /// Where results are kept.
@@ -139,7 +153,9 @@ pub(crate) struct ExportArgs {
 }
 
 fn device(text: &str) -> Result<String, String> {
-    let is_cuda = text.strip_prefix("cuda:").is_some_and(|index| index.parse::<u8>().is_ok());
+    let is_cuda = text
+        .strip_prefix("cuda:")
+        .is_some_and(|index| index.parse::<u8>().is_ok());
     if matches!(text, "auto" | "cpu") || is_cuda {
         Ok(text.to_owned())
     } else {
@@ -160,7 +176,15 @@ mod tests {
 
     #[test]
     fn devices_are_named_exactly() {
-        assert!(["auto", "cpu", "cuda:0", "cuda:7"].iter().all(|text| device(text).is_ok()));
-        assert!(["cuda", "gpu", "cuda:", "cuda:x", "CPU"].iter().all(|text| device(text).is_err()));
+        assert!(
+            ["auto", "cpu", "cuda:0", "cuda:7"]
+                .iter()
+                .all(|text| device(text).is_ok())
+        );
+        assert!(
+            ["cuda", "gpu", "cuda:", "cuda:x", "CPU"]
+                .iter()
+                .all(|text| device(text).is_err())
+        );
     }
 }

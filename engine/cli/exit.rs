@@ -61,5 +61,9 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
         }
         said = text;
     }
-    if error.downcast_ref::<Wrong>().is_some() { Exit::Wrong } else { Exit::Failed }
+    if error.downcast_ref::<Wrong>().is_some() {
+        Exit::Wrong
+    } else {
+        Exit::Failed
+    }
 }

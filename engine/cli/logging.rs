@@ -17,7 +17,9 @@ pub(crate) fn bars() -> &'static MultiProgress {
 
 /// Starts the log of the engine: warnings and worse, unless `RUST_LOG` says otherwise.
 pub(crate) fn start(form: LogForm) {
-    let log = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(AsideBars);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_writer(AsideBars);
     // A second log in one process is a mistake that costs nothing.
     let _ = match form {
         LogForm::Text => log.with_ansi(use_colour()).try_init(),
@@ -27,7 +29,10 @@ pub(crate) fn start(form: LogForm) {
 
 /// Starts the log of a worker: plain lines, which the engine keeps for errors and passes on.
 pub fn start_worker_log() {
-    let log = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr).with_ansi(false);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     let _ = log.without_time().try_init();
 }
 
@@ -35,9 +40,13 @@ fn filter() -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the convention for colours is a variable, and no result depends on it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the convention for colours is a variable, and no result depends on it"
+)]
 fn use_colour() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 struct AsideBars;

@@ -77,7 +77,10 @@ impl Display {
     fn say_of(&self, index: usize, message: &str) {
         let total = self.names.len();
         let (place, name) = (index + 1, &self.names[index]);
-        self.say(&format!("[{place:>2}/{total}] {name:<width$}  {message}", width = self.width));
+        self.say(&format!(
+            "[{place:>2}/{total}] {name:<width$}  {message}",
+            width = self.width
+        ));
     }
 
     fn start(&mut self, index: usize) {
@@ -92,14 +95,31 @@ impl Display {
         if bar.is_none() {
             self.say_of(index, &format!("started ({})", self.kinds[index]));
         }
-        let rate = TokenRate { since: now, tokens: 0, rate: None };
-        self.running.insert(index, RunningStage { bar, begun: now, last_line: now, rate });
+        let rate = TokenRate {
+            since: now,
+            tokens: 0,
+            rate: None,
+        };
+        self.running.insert(
+            index,
+            RunningStage {
+                bar,
+                begun: now,
+                last_line: now,
+                rate,
+            },
+        );
     }
 
     fn progress(&mut self, index: usize, progress: &Progress) {
-        let Some(stage) = self.running.get_mut(&index) else { return };
+        let Some(stage) = self.running.get_mut(&index) else {
+            return;
+        };
         let rate = stage.rate.update(progress.tokens);
-        let mut details: Vec<String> = rate.map(|rate| format!("{} tokens/s", count(rate.round() as u64))).into_iter().collect();
+        let mut details: Vec<String> = rate
+            .map(|rate| format!("{} tokens/s", count(rate.round() as u64)))
+            .into_iter()
+            .collect();
         if let Some(left) = time_left(progress, stage.begun.elapsed()) {
             details.push(format!("{} left", duration(left)));
         }
@@ -115,7 +135,11 @@ impl Display {
                     bar.set_position(progress.done);
                     bar.set_message(format!("{} {details}", progress.unit));
                 }
-                None => bar.set_message(format!("{} {} {details}", count(progress.done), progress.unit)),
+                None => bar.set_message(format!(
+                    "{} {} {details}",
+                    count(progress.done),
+                    progress.unit
+                )),
             }
         } else if stage.last_line.elapsed() >= LINE_INTERVAL {
             stage.last_line = Instant::now();
@@ -124,7 +148,10 @@ impl Display {
                 None => count(progress.done),
             };
             let separator = if details.is_empty() { "" } else { ", " };
-            self.say_of(index, &format!("{done} {}{separator}{details}", progress.unit));
+            self.say_of(
+                index,
+                &format!("{done} {}{separator}{details}", progress.unit),
+            );
         }
     }
 
@@ -135,14 +162,22 @@ impl Display {
                 bars.remove(&bar);
             }
         }
-        let rows = record.rows.map(|rows| format!(", {} rows", count(rows))).unwrap_or_default();
+        let rows = record
+            .rows
+            .map(|rows| format!(", {} rows", count(rows)))
+            .unwrap_or_default();
         match record.status {
             // The closing table lists them; a line for each would bury the stages that ran.
             StageStatus::Skipped => {}
             StageStatus::Cached if self.bars.is_some() => {}
             StageStatus::Cached => self.say_of(index, &format!("cached{rows}")),
-            StageStatus::Done => self.say_of(index, &format!("done in {}{rows}", duration(record.seconds))),
-            StageStatus::Failed => self.say_of(index, &format!("failed after {}", duration(record.seconds))),
+            StageStatus::Done => self.say_of(
+                index,
+                &format!("done in {}{rows}", duration(record.seconds)),
+            ),
+            StageStatus::Failed => {
+                self.say_of(index, &format!("failed after {}", duration(record.seconds)))
+            }
             StageStatus::Interrupted => self.say_of(index, "interrupted"),
         }
     }
@@ -157,8 +192,14 @@ impl RunObserver for Display {
                 }
             }
             RunEvent::StageStarted { index } => self.start(index),
-            RunEvent::Stage { index, event: StageEvent::Progress(progress) } => self.progress(index, progress),
-            RunEvent::Stage { index, event: StageEvent::Warning(warning) } => self.say_of(index, &format!("warning: {warning}")),
+            RunEvent::Stage {
+                index,
+                event: StageEvent::Progress(progress),
+            } => self.progress(index, progress),
+            RunEvent::Stage {
+                index,
+                event: StageEvent::Warning(warning),
+            } => self.say_of(index, &format!("warning: {warning}")),
             RunEvent::StageEnded { index, record } => self.end(index, record),
             RunEvent::Stopping => self.say("stopping; once more ends at once"),
             RunEvent::Ended { .. } => {
@@ -181,7 +222,8 @@ fn time_left(progress: &Progress, elapsed: Duration) -> Option<f64> {
 }
 
 fn spinner_style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:.bold} {spinner} {wide_msg}").expect("the template is sound")
+    ProgressStyle::with_template("{prefix:.bold} {spinner} {wide_msg}")
+        .expect("the template is sound")
 }
 
 fn bar_style() -> ProgressStyle {

@@ -15,7 +15,9 @@ const STORE_FOLDER: &str = ".metis";
 pub(crate) fn project_folder(file: &Path) -> PathBuf {
     let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     let own = absolute.parent().unwrap_or(Path::new("/"));
-    let above = own.ancestors().find(|folder| folder.file_name().is_some_and(|name| name == "pipelines"));
+    let above = own
+        .ancestors()
+        .find(|folder| folder.file_name().is_some_and(|name| name == "pipelines"));
     above.and_then(Path::parent).unwrap_or(own).to_owned()
 }
 
@@ -33,7 +35,10 @@ pub(crate) fn find_store(arguments: &StoreArgs) -> anyhow::Result<Store> {
         Some(url) => url.clone(),
         None => {
             let here = std::env::current_dir()?;
-            let found = here.ancestors().map(|folder| folder.join(STORE_FOLDER)).find(|folder| folder.is_dir());
+            let found = here
+                .ancestors()
+                .map(|folder| folder.join(STORE_FOLDER))
+                .find(|folder| folder.is_dir());
             found
                 .ok_or_else(|| {
                     let here = here.display();
@@ -44,7 +49,9 @@ pub(crate) fn find_store(arguments: &StoreArgs) -> anyhow::Result<Store> {
         }
     };
     if !url.contains("://") && !Path::new(&url).is_dir() {
-        return Err(wrong(format!("no store at `{url}`: there is no such folder")));
+        return Err(wrong(format!(
+            "no store at `{url}`: there is no such folder"
+        )));
     }
     open(&url)
 }
@@ -62,8 +69,17 @@ mod tests {
 
     #[test]
     fn the_project_is_above_the_folder_of_pipelines() {
-        assert_eq!(project_folder(Path::new("/p/pipelines/rise.yaml")), Path::new("/p"));
-        assert_eq!(project_folder(Path::new("/p/pipelines/ablations/rl.yaml")), Path::new("/p"));
-        assert_eq!(project_folder(Path::new("/p/other/rise.yaml")), Path::new("/p/other"));
+        assert_eq!(
+            project_folder(Path::new("/p/pipelines/rise.yaml")),
+            Path::new("/p")
+        );
+        assert_eq!(
+            project_folder(Path::new("/p/pipelines/ablations/rl.yaml")),
+            Path::new("/p")
+        );
+        assert_eq!(
+            project_folder(Path::new("/p/other/rise.yaml")),
+            Path::new("/p/other")
+        );
     }
 }

@@ -10,10 +10,15 @@ use crate::exit::Exit;
 /// # Errors
 /// When the system does not let us listen.
 pub(crate) fn listen(cancel: &CancelToken) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
     let (mut interrupt, mut terminate) = {
         let _entered = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
     };
     let cancel = cancel.clone();
     std::thread::spawn(move || {

@@ -15,8 +15,11 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
-/// `0.2 s`, `12 s`, `3m 07s`, `2h 05m`.
+/// `0.02 s`, `1.2 s`, `12 s`, `3m 07s`, `2h 05m`.
 pub(crate) fn duration(seconds: f64) -> String {
+    if seconds < 0.995 {
+        return format!("{seconds:.2} s");
+    }
     if seconds < 9.95 {
         return format!("{seconds:.1} s");
     }
@@ -32,7 +35,10 @@ pub(crate) fn duration(seconds: f64) -> String {
 /// A table without vertical lines; the columns with these numbers are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header.to_vec());
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.to_vec());
     for &index in right {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -43,7 +49,16 @@ pub(crate) fn table(header: &[&str], right: &[usize]) -> Table {
 
 /// The lines of a table without the spaces around them.
 pub(crate) fn lines(table: &Table) -> String {
-    table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| {
+            line.strip_prefix(' ')
+                .unwrap_or(&line)
+                .trim_end()
+                .to_owned()
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The text on one line, cut to so many characters.
@@ -61,9 +76,18 @@ mod tests {
 
     #[test]
     fn numbers_and_times_read_well() {
-        assert_eq!(["0", "999", "1,000", "12,345,678"], [0, 999, 1000, 12_345_678].map(count).each_ref().map(String::as_str));
-        let times = [0.04, 9.96, 61.0, 3599.6, 7500.0].map(duration);
-        assert_eq!(times, ["0.0 s", "10 s", "1m 01s", "1h 00m", "2h 05m"]);
+        assert_eq!(
+            ["0", "999", "1,000", "12,345,678"],
+            [0, 999, 1000, 12_345_678]
+                .map(count)
+                .each_ref()
+                .map(String::as_str)
+        );
+        let times = [0.04, 0.996, 9.96, 61.0, 3599.6, 7500.0].map(duration);
+        assert_eq!(
+            times,
+            ["0.04 s", "1.0 s", "10 s", "1m 01s", "1h 00m", "2h 05m"]
+        );
         assert_eq!(brief("a\n b  c", 10), "a b c");
         assert_eq!(brief("abcdef", 3), "abc...");
     }

@@ -18,7 +18,10 @@ fn main() -> ExitCode {
 }
 
 fn backend(setup: &WorkerSetup) -> Result<Box<dyn ModelBackend>, ModelError> {
-    Ok(Box::new(TorchBackend::new(device(&setup.device)?, Some(setup.threads))?))
+    Ok(Box::new(TorchBackend::new(
+        device(&setup.device)?,
+        Some(setup.threads),
+    )?))
 }
 
 /// The command line has checked the text; a worker that is given another says so.

@@ -47,7 +47,9 @@ fn an_engine_that_is_killed_at_any_moment_goes_on_to_the_same_digests() {
         drop(running);
     }
     for orphan in orphans {
-        wait_until("the worker of a killed engine ends", || (!is_running(orphan)).then_some(()));
+        wait_until("the worker of a killed engine ends", || {
+            (!is_running(orphan)).then_some(())
+        });
     }
     assert_eq!(project.run("p.yaml").digests(), undisturbed);
     let again = project.run("p.yaml");
@@ -63,10 +65,22 @@ fn a_stage_whose_worker_is_killed_once_is_started_again() {
     send_signal(running.wait_for_worker(&[]), "KILL");
     let (status, said) = running.finish();
     assert!(status.success(), "{said}");
-    assert!(said.contains("the worker of stage `answers` was killed (signal 9"), "{said}");
+    assert!(
+        said.contains("the worker of stage `answers` was killed (signal 9"),
+        "{said}"
+    );
     assert!(said.contains("started again"), "{said}");
-    let shown = project.call(&["show", "answers", "--json"]).expect(0).json();
-    assert!(shown["manifest"]["warnings"][0].as_str().unwrap().contains("was killed"), "{shown}");
+    let shown = project
+        .call(&["show", "answers", "--json"])
+        .expect(0)
+        .json();
+    assert!(
+        shown["manifest"]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("was killed"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -79,7 +93,10 @@ fn a_stage_whose_worker_is_killed_again_fails_by_name_and_goes_on_later() {
     send_signal(running.wait_for_worker(&[first]), "KILL");
     let (status, said) = running.finish();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("error: stage `answers` (rollout) failed"), "{said}");
+    assert!(
+        said.contains("error: stage `answers` (rollout) failed"),
+        "{said}"
+    );
     assert!(said.contains("was killed (signal 9"), "{said}");
     let outcome = project.run("p.yaml");
     assert_eq!(outcome.statuses()["base"], "cached");
@@ -94,7 +111,10 @@ fn a_worker_that_goes_silent_is_stopped() {
     send_signal(running.wait_for_worker(&[]), "STOP");
     let (status, said) = running.finish();
     assert!(status.success(), "{said}");
-    assert!(said.contains("the worker of stage `answers` said nothing for 5 s"), "{said}");
+    assert!(
+        said.contains("the worker of stage `answers` said nothing for 5 s"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -107,7 +127,10 @@ fn an_interrupted_run_says_how_to_go_on_and_keeps_what_was_finished() {
         running.signal(signal);
         let (status, said) = running.finish();
         assert_eq!(status.code(), Some(3), "{said}");
-        assert!(said.contains("`metis-flow run p.yaml` goes on where it stopped"), "{said}");
+        assert!(
+            said.contains("`metis-flow run p.yaml` goes on where it stopped"),
+            "{said}"
+        );
         wait_until("the worker ends", || (!is_running(worker)).then_some(()));
         let runs = project.call(&["runs", "--json"]).expect(0).json();
         assert_eq!(runs[0]["status"], "interrupted");

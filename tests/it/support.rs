@@ -27,19 +27,28 @@ pub(crate) struct Finished {
 impl Finished {
     /// Standard output as JSON.
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", self.stdout, self.stderr))
     }
 
     /// Panics with all that the command said unless it ended with this code.
     pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
         self
     }
 }
 
 impl Project {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     /// Writes a pipeline file; `$repo` in it is the root of this repository.
@@ -55,13 +64,21 @@ impl Project {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_metis-flow"));
-        command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG").env("NO_COLOR", "1");
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("RUST_LOG")
+            .env("NO_COLOR", "1");
         command
     }
 
     /// Runs a command to its end.
     pub(crate) fn call(&self, arguments: &[&str]) -> Finished {
-        let output = self.command(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         Finished {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -71,12 +88,22 @@ impl Project {
 
     /// Runs a pipeline that succeeds and returns its outcome.
     pub(crate) fn run(&self, file: &str) -> Outcome {
-        Outcome(self.call(&["run", file, "--json", "--device", "cpu"]).expect(0).json())
+        Outcome(
+            self.call(&["run", file, "--json", "--device", "cpu"])
+                .expect(0)
+                .json(),
+        )
     }
 
     /// Starts a command and listens to what it says.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (sender, lines) = channel();
         let stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || {
@@ -86,7 +113,11 @@ impl Project {
                 }
             }
         });
-        Running { child, lines, said: Vec::new() }
+        Running {
+            child,
+            lines,
+            said: Vec::new(),
+        }
     }
 }
 
@@ -101,12 +132,19 @@ impl Outcome {
     /// How each stage ended.
     pub(crate) fn statuses(&self) -> BTreeMap<String, String> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        self.stages().iter().map(|stage| (text(&stage["stage"]), text(&stage["status"]))).collect()
+        self.stages()
+            .iter()
+            .map(|stage| (text(&stage["stage"]), text(&stage["status"])))
+            .collect()
     }
 
     /// Names of the stages that ran.
     pub(crate) fn ran(&self) -> Vec<String> {
-        self.statuses().into_iter().filter(|(_, status)| status == "done").map(|(name, _)| name).collect()
+        self.statuses()
+            .into_iter()
+            .filter(|(_, status)| status == "done")
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Digest of every artifact by `stage.port`.
@@ -114,7 +152,12 @@ impl Outcome {
         let ports = self.stages().iter().flat_map(|stage| {
             let name = stage["stage"].as_str().unwrap();
             let outputs = stage["outputs"].as_object().unwrap();
-            outputs.iter().map(move |(port, artifact)| (format!("{name}.{port}"), artifact["digest"].as_str().unwrap().to_owned()))
+            outputs.iter().map(move |(port, artifact)| {
+                (
+                    format!("{name}.{port}"),
+                    artifact["digest"].as_str().unwrap().to_owned(),
+                )
+            })
         });
         ports.collect()
     }
@@ -134,7 +177,10 @@ impl Running {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("it never said `{words}`; it said:\n{}", self.said.join("\n"));
+                panic!(
+                    "it never said `{words}`; it said:\n{}",
+                    self.said.join("\n")
+                );
             };
             let is_it = line.contains(words);
             self.said.push(line);
@@ -155,7 +201,11 @@ impl Running {
 
     /// Waits for a worker other than these and returns its process number.
     pub(crate) fn wait_for_worker(&self, but: &[u32]) -> u32 {
-        wait_until("a worker starts", || self.workers().into_iter().find(|worker| !but.contains(worker)))
+        wait_until("a worker starts", || {
+            self.workers()
+                .into_iter()
+                .find(|worker| !but.contains(worker))
+        })
     }
 
     /// Waits for the end and collects what was said.
@@ -163,7 +213,12 @@ impl Running {
         let status = wait_until("the command ends", || self.child.try_wait().unwrap());
         self.said.extend(self.lines.iter());
         let mut stdout = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
         (status, self.said.join("\n"))
     }
 }
@@ -177,7 +232,10 @@ impl Drop for Running {
 }
 
 pub(crate) fn send_signal(process: u32, signal: &str) {
-    let status = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status().unwrap();
+    let status = Command::new("kill")
+        .args([&format!("-{signal}"), &process.to_string()])
+        .status()
+        .unwrap();
     assert!(status.success(), "process {process} takes no {signal}");
 }
 
@@ -199,13 +257,20 @@ pub(crate) fn is_running(process: u32) -> bool {
 }
 
 fn children(parent: u32) -> Vec<u32> {
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    processes.filter(|process| state(*process).is_some_and(|(its_parent, state)| its_parent == parent && state != 'Z')).collect()
+    let processes = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes
+        .filter(|process| {
+            state(*process).is_some_and(|(its_parent, state)| its_parent == parent && state != 'Z')
+        })
+        .collect()
 }
 
 /// Parent and state of a process.
 fn state(process: u32) -> Option<(u32, char)> {
-    let text = std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).ok()?;
+    let text =
+        std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).ok()?;
     let mut words = text.rsplit_once(')')?.1.split_whitespace();
     let state = words.next()?.chars().next()?;
     Some((words.next()?.parse().ok()?, state))

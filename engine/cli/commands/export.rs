@@ -25,17 +25,28 @@ pub(crate) fn export(arguments: &ExportArgs) -> anyhow::Result<Exit> {
 }
 
 fn find(store: &Store, what: &str) -> anyhow::Result<Artifact> {
-    let (stage, port) = what.split_once('.').map_or((what, None), |(stage, port)| (stage, Some(port)));
+    let (stage, port) = what
+        .split_once('.')
+        .map_or((what, None), |(stage, port)| (stage, Some(port)));
     let runs = store.runs()?;
     let (_, record) = latest_stage(&runs, stage).ok_or_else(|| {
-        let stages = runs.last().map(|run| run.started.stages.join(", ")).unwrap_or_default();
-        wrong(format!("no run of this store has a stage `{stage}`; stages of the latest run are {stages}"))
+        let stages = runs
+            .last()
+            .map(|run| run.started.stages.join(", "))
+            .unwrap_or_default();
+        wrong(format!(
+            "no run of this store has a stage `{stage}`; stages of the latest run are {stages}"
+        ))
     })?;
     let manifest = match &record.key {
         Some(key) => store.find_manifest(key)?,
         None => None,
     };
-    let manifest = manifest.ok_or_else(|| wrong(format!("stage `{stage}` has no result yet; run the pipeline first")))?;
+    let manifest = manifest.ok_or_else(|| {
+        wrong(format!(
+            "stage `{stage}` has no result yet; run the pipeline first"
+        ))
+    })?;
     let ports: Vec<&str> = manifest.outputs.keys().map(String::as_str).collect();
     let artifact = match (port, ports.as_slice()) {
         (Some(port), _) => manifest.outputs.get(port),
@@ -43,7 +54,11 @@ fn find(store: &Store, what: &str) -> anyhow::Result<Artifact> {
         (None, _) => None,
     };
     artifact.cloned().ok_or_else(|| {
-        let ports = ports.iter().map(|port| format!("`{stage}.{port}`")).collect::<Vec<_>>().join(", ");
+        let ports = ports
+            .iter()
+            .map(|port| format!("`{stage}.{port}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
         wrong(format!("say which output of stage `{stage}`: {ports}"))
     })
 }
@@ -62,16 +77,30 @@ fn export_dataset(store: &Store, dataset: &Dataset, to: &Path) -> anyhow::Result
             write_csv(out, row.into_iter().map(|(_, value)| value))
         })?,
         _ => {
-            return Err(wrong(format!("`{}` does not end in .parquet, .jsonl or .csv, which a table needs", to.display())));
+            return Err(wrong(format!(
+                "`{}` does not end in .parquet, .jsonl or .csv, which a table needs",
+                to.display()
+            )));
         }
     }
-    eprintln!("{} rows of `{}` are in {}", count(dataset.rows), dataset.table, to.display());
+    eprintln!(
+        "{} rows of `{}` are in {}",
+        count(dataset.rows),
+        dataset.table,
+        to.display()
+    );
     Ok(())
 }
 
-type RowWriter<'a> = dyn FnMut(&mut BufWriter<File>, bool, serde_json::Map<String, Value>) -> anyhow::Result<()> + 'a;
+type RowWriter<'a> = dyn FnMut(&mut BufWriter<File>, bool, serde_json::Map<String, Value>) -> anyhow::Result<()>
+    + 'a;
 
-fn write_rows(store: &Store, dataset: &Dataset, to: &Path, write: &mut RowWriter<'_>) -> anyhow::Result<()> {
+fn write_rows(
+    store: &Store,
+    dataset: &Dataset,
+    to: &Path,
+    write: &mut RowWriter<'_>,
+) -> anyhow::Result<()> {
     let failed = || format!("could not write {}", to.display());
     let mut out = BufWriter::new(File::create(to).with_context(failed)?);
     let mut is_first = true;
@@ -110,10 +139,17 @@ fn export_model(store: &Store, model: &ModelFolder, to: &Path) -> anyhow::Result
         Err(_) => to.exists(),
     };
     if is_taken {
-        return Err(wrong(format!("`{}` exists and is no empty folder; a model goes to a folder of its own", to.display())));
+        return Err(wrong(format!(
+            "`{}` exists and is no empty folder; a model goes to a folder of its own",
+            to.display()
+        )));
     }
     store.copy_model(model, to)?;
-    eprintln!("the model's {} files are in {}", model.files.len(), to.display());
+    eprintln!(
+        "the model's {} files are in {}",
+        model.files.len(),
+        to.display()
+    );
     Ok(())
 }
 
@@ -124,8 +160,18 @@ mod tests {
     #[test]
     fn csv_cells_survive_commas_quotes_and_nested_values() {
         let mut out = Vec::new();
-        let values = [Value::Null, "a,b".into(), "say \"x\"".into(), 1.5.into(), serde_json::json!([1, 2]), "".into()];
+        let values = [
+            Value::Null,
+            "a,b".into(),
+            "say \"x\"".into(),
+            1.5.into(),
+            serde_json::json!([1, 2]),
+            "".into(),
+        ];
         write_csv(&mut out, values.into_iter()).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), ",\"a,b\",\"say \"\"x\"\"\",1.5,\"[1,2]\",\"\"\n");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            ",\"a,b\",\"say \"\"x\"\"\",1.5,\"[1,2]\",\"\"\n"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 mod check;
+mod dev;
 mod export;
 mod plan;
 mod run;
@@ -21,6 +22,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Show(arguments) => show::show(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Dev(command) => dev::dev(&command),
     }
 }
 

@@ -12,11 +12,18 @@ use crate::text::{count, duration, lines, table};
 
 pub(crate) fn plan(arguments: &PlanArgs) -> anyhow::Result<Exit> {
     let root = project_folder(&arguments.file);
-    let Some(plan) = load(&arguments.file, &root)? else { return Ok(Exit::Wrong) };
+    let Some(plan) = load(&arguments.file, &root)? else {
+        return Ok(Exit::Wrong);
+    };
     let store = open_store(&arguments.store, &root)?;
     let assessments = assess(&plan, &store, &root)?;
     if arguments.json {
-        let stages: Vec<_> = plan.stages.iter().zip(&assessments).map(|(stage, found)| stage_json(stage, found)).collect();
+        let stages: Vec<_> = plan
+            .stages
+            .iter()
+            .zip(&assessments)
+            .map(|(stage, found)| stage_json(stage, found))
+            .collect();
         print_json(&json!({ "pipeline": plan.name, "store": store.url(), "stages": stages }))?;
         return Ok(Exit::Done);
     }
@@ -24,16 +31,34 @@ pub(crate) fn plan(arguments: &PlanArgs) -> anyhow::Result<Exit> {
     for (stage, found) in plan.stages.iter().zip(&assessments) {
         let (state, rows, took) = match &found.state {
             StageState::Cached(manifest) => {
-                let rows = stage.outputs.iter().find_map(|(port, _)| manifest.outputs.get(port)?.rows());
-                ("cached".to_owned(), rows.map(count).unwrap_or_default(), duration(manifest.seconds))
+                let rows = stage
+                    .outputs
+                    .iter()
+                    .find_map(|(port, _)| manifest.outputs.get(port)?.rows());
+                (
+                    "cached".to_owned(),
+                    rows.map(count).unwrap_or_default(),
+                    duration(manifest.seconds),
+                )
             }
-            StageState::ToRun(reason) => (format!("to run: {}", explain(reason)), String::new(), String::new()),
+            StageState::ToRun(reason) => (
+                format!("to run: {}", explain(reason)),
+                String::new(),
+                String::new(),
+            ),
         };
         table.add_row([stage.name.as_str(), stage.kind, &state, &rows, &took]);
     }
     println!("{}", lines(&table));
-    let cached = assessments.iter().filter(|found| matches!(found.state, StageState::Cached(_))).count();
-    eprintln!("{cached} of {} stages are cached in {}", assessments.len(), store.url());
+    let cached = assessments
+        .iter()
+        .filter(|found| matches!(found.state, StageState::Cached(_)))
+        .count();
+    eprintln!(
+        "{cached} of {} stages are cached in {}",
+        assessments.len(),
+        store.url()
+    );
     Ok(Exit::Done)
 }
 
@@ -80,9 +105,19 @@ mod tests {
 
     #[test]
     fn reasons_name_what_the_user_wrote() {
-        let differs = |field: &str| explain(&Reason::Differs { field: field.to_owned() });
-        assert_eq!(differs("config.learning-rate"), "`learning-rate` has changed since the last result");
-        assert_eq!(differs("inputs.examples.1"), "input `examples` has changed since the last result");
+        let differs = |field: &str| {
+            explain(&Reason::Differs {
+                field: field.to_owned(),
+            })
+        };
+        assert_eq!(
+            differs("config.learning-rate"),
+            "`learning-rate` has changed since the last result"
+        );
+        assert_eq!(
+            differs("inputs.examples.1"),
+            "input `examples` has changed since the last result"
+        );
         assert_eq!(differs("seed"), "`seed` has changed since the last result");
     }
 }

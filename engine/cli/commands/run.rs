@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use engine_core::Artifact;
 use engine_plan::Plan;
-use engine_runtime::{CancelToken, RunOptions, RunOutcome, RunStatus, StageOutcome, WorkerOptions, execute};
+use engine_runtime::{
+    CancelToken, RunOptions, RunOutcome, RunStatus, StageOutcome, WorkerOptions, execute,
+};
 use engine_store::Store;
 use schemas::record::StageStatus;
 use serde_json::json;
@@ -24,7 +26,9 @@ use crate::{VERSION, signals};
 
 pub(crate) fn run(arguments: &RunArgs) -> anyhow::Result<Exit> {
     let root = project_folder(&arguments.file);
-    let Some(plan) = load(&arguments.file, &root)? else { return Ok(Exit::Wrong) };
+    let Some(plan) = load(&arguments.file, &root)? else {
+        return Ok(Exit::Wrong);
+    };
     let store = open_store(&arguments.store, &root)?;
     let cancel = CancelToken::default();
     signals::listen(&cancel).context("could not listen for signals")?;
@@ -46,7 +50,10 @@ pub(crate) fn run(arguments: &RunArgs) -> anyhow::Result<Exit> {
         }
         RunStatus::Failed => Ok(Exit::Failed),
         RunStatus::Interrupted => {
-            eprintln!("interrupted; `{}` goes on where it stopped", resume_command(arguments));
+            eprintln!(
+                "interrupted; `{}` goes on where it stopped",
+                resume_command(arguments)
+            );
             Ok(Exit::Interrupted)
         }
     }
@@ -54,7 +61,10 @@ pub(crate) fn run(arguments: &RunArgs) -> anyhow::Result<Exit> {
 
 fn options(arguments: &RunArgs, root: PathBuf) -> anyhow::Result<RunOptions> {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = arguments.threads.and_then(|threads| usize::try_from(threads).ok()).unwrap_or(cores);
+    let threads = arguments
+        .threads
+        .and_then(|threads| usize::try_from(threads).ok())
+        .unwrap_or(cores);
     engine_runtime::limit_threads(threads);
     let program = std::env::current_exe().context("could not find the folder of this program")?;
     let mut worker = WorkerOptions::new(program.with_file_name("metis-flow-worker"));
@@ -72,7 +82,12 @@ fn options(arguments: &RunArgs, root: PathBuf) -> anyhow::Result<RunOptions> {
 
 fn closing_table(outcome: &RunOutcome) -> String {
     let mut table = table(&["stage", "operator", "rows", "time", ""], &[2, 3]);
-    for StageOutcome { record, work_seconds, .. } in &outcome.stages {
+    for StageOutcome {
+        record,
+        work_seconds,
+        ..
+    } in &outcome.stages
+    {
         let rows = record.rows.map(count).unwrap_or_default();
         let (time, state) = match record.status {
             // What the work took when it was done.
@@ -88,7 +103,13 @@ fn closing_table(outcome: &RunOutcome) -> String {
 }
 
 fn closing_line(plan: &Plan, outcome: &RunOutcome) -> String {
-    let with = |status: StageStatus| outcome.stages.iter().filter(|stage| stage.record.status == status).count();
+    let with = |status: StageStatus| {
+        outcome
+            .stages
+            .iter()
+            .filter(|stage| stage.record.status == status)
+            .count()
+    };
     format!(
         "{}: {} in {} ({} cached, {} ran); run {}",
         plan.name,
@@ -101,8 +122,13 @@ fn closing_line(plan: &Plan, outcome: &RunOutcome) -> String {
 }
 
 fn report_failure(stage: &StageOutcome) {
-    let Some(failure) = &stage.failure else { return };
-    eprintln!("\nerror: stage `{}` ({}) failed", stage.record.stage, stage.record.kind);
+    let Some(failure) = &stage.failure else {
+        return;
+    };
+    eprintln!(
+        "\nerror: stage `{}` ({}) failed",
+        stage.record.stage, stage.record.kind
+    );
     for (depth, message) in failure.chain.iter().enumerate() {
         eprintln!("  {}{message}", if depth == 0 { "" } else { "caused by: " });
     }
@@ -116,7 +142,12 @@ fn report_failure(stage: &StageOutcome) {
 }
 
 fn resume_command(arguments: &RunArgs) -> String {
-    let store = arguments.store.store.as_ref().map(|store| format!(" --store {store}")).unwrap_or_default();
+    let store = arguments
+        .store
+        .store
+        .as_ref()
+        .map(|store| format!(" --store {store}"))
+        .unwrap_or_default();
     format!("metis-flow run {}{store}", shown(&arguments.file))
 }
 
@@ -129,8 +160,11 @@ fn outcome_json(plan: &Plan, store: &Store, outcome: &RunOutcome) -> serde_json:
         .stages
         .iter()
         .map(|stage| {
-            let outputs: serde_json::Map<_, _> =
-                stage.outputs.iter().map(|(port, artifact)| (port.clone(), artifact_json(artifact))).collect();
+            let outputs: serde_json::Map<_, _> = stage
+                .outputs
+                .iter()
+                .map(|(port, artifact)| (port.clone(), artifact_json(artifact)))
+                .collect();
             json!({
                 "stage": stage.record.stage,
                 "operator": stage.record.kind,

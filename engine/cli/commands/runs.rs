@@ -17,9 +17,18 @@ pub(crate) fn runs(arguments: &RunsArgs) -> anyhow::Result<Exit> {
         print_json(&runs.iter().rev().map(run_json).collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     }
-    let mut table = table(&["run", "pipeline", "started", "status", "time", "stages", "cached", "ran"], &[4, 5, 6, 7]);
+    let mut table = table(
+        &[
+            "run", "pipeline", "started", "status", "time", "stages", "cached", "ran",
+        ],
+        &[4, 5, 6, 7],
+    );
     for run in runs.iter().rev() {
-        let time = run.ended.as_ref().map(|ended| duration(ended.seconds)).unwrap_or_default();
+        let time = run
+            .ended
+            .as_ref()
+            .map(|ended| duration(ended.seconds))
+            .unwrap_or_default();
         table.add_row([
             run.started.run.as_str(),
             &run.started.pipeline,
@@ -51,5 +60,8 @@ pub(super) fn run_json(run: &Run) -> serde_json::Value {
 }
 
 fn with(run: &Run, status: StageStatus) -> usize {
-    run.stages.iter().filter(|stage| stage.status == status).count()
+    run.stages
+        .iter()
+        .filter(|stage| stage.status == status)
+        .count()
 }

@@ -25,7 +25,9 @@ pub(crate) fn show(arguments: &ShowArgs) -> anyhow::Result<Exit> {
     let store = find_store(&arguments.store)?;
     let runs = store.runs()?;
     let Some(what) = &arguments.what else {
-        let latest = runs.last().ok_or_else(|| wrong("this store has no runs yet"))?;
+        let latest = runs
+            .last()
+            .ok_or_else(|| wrong("this store has no runs yet"))?;
         return show_run(latest, arguments);
     };
     if let Some(run) = runs.iter().find(|run| run.started.run == *what) {
@@ -36,13 +38,19 @@ pub(crate) fn show(arguments: &ShowArgs) -> anyhow::Result<Exit> {
     }
     if what.len() >= MIN_DIGITS && what.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         for manifest in store.recent_manifests(MANIFESTS)? {
-            let is_output = |artifact: &Artifact| artifact.digest().as_str().starts_with(what.as_str());
-            if manifest.key.as_str().starts_with(what.as_str()) || manifest.outputs.values().any(is_output) {
+            let is_output =
+                |artifact: &Artifact| artifact.digest().as_str().starts_with(what.as_str());
+            if manifest.key.as_str().starts_with(what.as_str())
+                || manifest.outputs.values().any(is_output)
+            {
                 return show_stage(&store, None, Some(manifest), arguments);
             }
         }
     }
-    let stages: Vec<&str> = runs.last().map(|run| run.started.stages.iter().map(String::as_str).collect()).unwrap_or_default();
+    let stages: Vec<&str> = runs
+        .last()
+        .map(|run| run.started.stages.iter().map(String::as_str).collect())
+        .unwrap_or_default();
     Err(wrong(format!(
         "nothing is called `{what}`: no run, no stage and no digest; stages of the latest run are {}",
         stages.join(", ")
@@ -53,9 +61,12 @@ pub(crate) fn show(arguments: &ShowArgs) -> anyhow::Result<Exit> {
 pub(super) fn latest_stage<'a>(runs: &'a [Run], stage: &str) -> Option<(&'a Run, &'a StageRecord)> {
     let records = || {
         let runs = runs.iter().rev();
-        runs.flat_map(|run| run.stages.iter().map(move |record| (run, record))).filter(|(_, record)| record.stage == stage)
+        runs.flat_map(|run| run.stages.iter().map(move |record| (run, record)))
+            .filter(|(_, record)| record.stage == stage)
     };
-    records().find(|(_, record)| !record.outputs.is_empty()).or_else(|| records().next())
+    records()
+        .find(|(_, record)| !record.outputs.is_empty())
+        .or_else(|| records().next())
 }
 
 fn show_run(run: &Run, arguments: &ShowArgs) -> anyhow::Result<Exit> {
@@ -66,13 +77,37 @@ fn show_run(run: &Run, arguments: &ShowArgs) -> anyhow::Result<Exit> {
         print_json(&shown)?;
         return Ok(Exit::Done);
     }
-    let time = run.ended.as_ref().map(|ended| format!(" in {}", duration(ended.seconds))).unwrap_or_default();
-    println!("run {} of `{}`: {}{time}, started {}", run.started.run, run.started.pipeline, run.status(), run.started.started);
-    let mut table = table(&["stage", "operator", "status", "rows", "time", "key"], &[3, 4]);
+    let time = run
+        .ended
+        .as_ref()
+        .map(|ended| format!(" in {}", duration(ended.seconds)))
+        .unwrap_or_default();
+    println!(
+        "run {} of `{}`: {}{time}, started {}",
+        run.started.run,
+        run.started.pipeline,
+        run.status(),
+        run.started.started
+    );
+    let mut table = table(
+        &["stage", "operator", "status", "rows", "time", "key"],
+        &[3, 4],
+    );
     for record in &run.stages {
-        let key = record.key.as_deref().map(|key| &key[..12.min(key.len())]).unwrap_or_default();
+        let key = record
+            .key
+            .as_deref()
+            .map(|key| &key[..12.min(key.len())])
+            .unwrap_or_default();
         let rows = record.rows.map(count).unwrap_or_default();
-        let cells = [record.stage.as_str(), &record.kind, record.status.as_str(), &rows, &duration(record.seconds), key];
+        let cells = [
+            record.stage.as_str(),
+            &record.kind,
+            record.status.as_str(),
+            &rows,
+            &duration(record.seconds),
+            key,
+        ];
         table.add_row(cells);
     }
     println!("{}", lines(&table));
@@ -100,11 +135,22 @@ fn show_stage(
         (None, None) => None,
     };
     if arguments.json {
-        print_json(&stage_json(store, record, manifest.as_ref(), arguments.rows)?)?;
+        print_json(&stage_json(
+            store,
+            record,
+            manifest.as_ref(),
+            arguments.rows,
+        )?)?;
         return Ok(Exit::Done);
     }
     if let Some((run, record)) = record {
-        println!("stage {} ({}): {} in run {}", record.stage, record.kind, record.status.as_str(), run.started.run);
+        println!(
+            "stage {} ({}): {} in run {}",
+            record.stage,
+            record.kind,
+            record.status.as_str(),
+            run.started.run
+        );
         if let Some(error) = &record.error {
             println!("error:    {error}");
         }
@@ -120,8 +166,17 @@ fn show_stage(
 fn print_manifest(store: &Store, manifest: &Manifest, rows: usize) -> anyhow::Result<()> {
     println!("operator: {} (version {})", manifest.kind, manifest.version);
     println!("key:      {}", manifest.key);
-    println!("made:     {} in {}", manifest.created, duration(manifest.seconds));
-    let backend = manifest.made_by.backend.as_deref().map(|backend| format!(", {backend}")).unwrap_or_default();
+    println!(
+        "made:     {} in {}",
+        manifest.created,
+        duration(manifest.seconds)
+    );
+    let backend = manifest
+        .made_by
+        .backend
+        .as_deref()
+        .map(|backend| format!(", {backend}"))
+        .unwrap_or_default();
     println!("made by:  metis-flow {}{backend}", manifest.made_by.version);
     for warning in &manifest.warnings {
         println!("warning:  {warning}");
@@ -129,7 +184,12 @@ fn print_manifest(store: &Store, manifest: &Manifest, rows: usize) -> anyhow::Re
     println!("config:   {}", manifest.material["config"]);
     if let Some(inputs) = manifest.material["inputs"].as_object() {
         for (port, digests) in inputs {
-            let digests: Vec<&str> = digests.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let digests: Vec<&str> = digests
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             println!("input     {port}: {}", digests.join(", "));
         }
     }
@@ -143,9 +203,18 @@ fn print_manifest(store: &Store, manifest: &Manifest, rows: usize) -> anyhow::Re
             }
             Artifact::Dataset(dataset) => {
                 let parts = dataset.parts.len();
-                println!("output    {port}: {} {}, {} rows in {parts} parts", dataset.table, dataset.digest, count(dataset.rows));
+                println!(
+                    "output    {port}: {} {}, {} rows in {parts} parts",
+                    dataset.table,
+                    dataset.digest,
+                    count(dataset.rows)
+                );
                 for field in store.schema(dataset)?.fields() {
-                    let null = if field.is_nullable() { ", may be null" } else { "" };
+                    let null = if field.is_nullable() {
+                        ", may be null"
+                    } else {
+                        ""
+                    };
                     println!("            {}: {}{null}", field.name(), field.data_type());
                 }
                 if rows > 0 {
@@ -179,7 +248,9 @@ fn stage_json(
                 .map(|field| json!({"name": field.name(), "type": field.data_type().to_string(), "nullable": field.is_nullable()}))
                 .collect();
             if rows > 0 {
-                output["first_rows"] = json!(engine_query::rows_to_json(&first_rows(store, dataset, rows)?)?);
+                output["first_rows"] = json!(engine_query::rows_to_json(&first_rows(
+                    store, dataset, rows
+                )?)?);
             }
         }
         outputs.insert(port.clone(), output);
@@ -205,7 +276,11 @@ fn first_rows(store: &Store, dataset: &Dataset, rows: usize) -> anyhow::Result<V
 
 fn rows_table(store: &Store, dataset: &Dataset, rows: usize) -> anyhow::Result<String> {
     let schema = store.schema(dataset)?;
-    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let names: Vec<&str> = schema
+        .fields()
+        .iter()
+        .map(|field| field.name().as_str())
+        .collect();
     let mut table = table(&names, &[]);
     for row in engine_query::rows_to_json(&first_rows(store, dataset, rows)?)? {
         let cells: Vec<String> = row

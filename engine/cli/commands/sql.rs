@@ -61,9 +61,25 @@ fn cells(row: &Map<String, Value>) -> Vec<String> {
     let text = |value: &Value| match value {
         Value::Null => String::new(),
         Value::String(text) => brief(text, VALUE_WIDTH),
+        Value::Number(number) => number
+            .as_f64()
+            .filter(|_| number.is_f64())
+            .map_or_else(|| number.to_string(), readable),
         other => brief(&other.to_string(), VALUE_WIDTH),
     };
     row.values().map(text).collect()
+}
+
+/// A float with as many digits as help.
+fn readable(number: f64) -> String {
+    if number != 0.0 && (number.abs() < 1e-4 || number.abs() >= 1e15) {
+        return format!("{number:.4e}");
+    }
+    let digits = format!("{number:.5}");
+    digits
+        .trim_end_matches('0')
+        .trim_end_matches('.')
+        .to_owned()
 }
 
 /// The runs whose datasets are queried. The records of all runs always are.
@@ -129,5 +145,19 @@ fn stored(run: &Run) -> StoredRun {
         started: run.started.clone(),
         ended: run.ended.clone(),
         stages: run.stages.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_short() {
+        let shown = [0.5, 1.0, -0.25, 1.0 / 3.0, 0.0, 1.234e-7, 1234.5].map(readable);
+        assert_eq!(
+            shown,
+            ["0.5", "1", "-0.25", "0.33333", "0", "1.2340e-7", "1234.5"]
+        );
     }
 }

@@ -96,6 +96,7 @@ fn curve_svg(title: &str, curve: &Curve) -> Drawn {
             .configure_mesh()
             .disable_x_mesh()
             .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|step| format!("{step:.0}"))
             .x_desc("step")
             .y_desc(curve.name)
             .draw()?;

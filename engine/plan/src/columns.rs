@@ -128,7 +128,7 @@ fn columns(edge: &Edge<'_>, wanted: &Schema, given: &Schema) -> Vec<Problem> {
                 field.name()
             );
             problems.push(
-                Problem::new("wrong-column-type", message, edge.source.span)
+                Problem::new("type-mismatch", message, edge.source.span)
                     .with_label(format!("`{}` is {have} here", field.name()))
                     .with_other(edge.producer.span, from.clone())
                     .with_help("cast it in a `sql` stage before"),
@@ -180,5 +180,68 @@ fn describe(data_type: &DataType) -> String {
             format!("struct of {}", listed(&fields))
         }
         other => other.to_string().to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use schemas::TableName;
+    use schemas::pipeline::read;
+    use schemas::yaml::Document;
+
+    use super::*;
+
+    /// Codes and messages of the problems when a port takes prompts' `answer` and gets a column of some type.
+    fn found(data_type: DataType) -> Vec<(&'static str, String)> {
+        let text = "stages: { a: { x: {} }, b: { inputs: { in: a } } }";
+        let pipeline = read(&Document::new("test.yaml", text)).pipeline;
+        let port = InputPort::new("in", InputType::columns(TableName::Prompts, &["answer"]));
+        let (producer, reader) = (&pipeline.stages[0], &pipeline.stages[1]);
+        let source = &reader.inputs[0].sources[0];
+        let edge = Edge {
+            reader: &reader.name,
+            port: &port,
+            source,
+            output: "rows",
+            producer,
+        };
+        let schema = Arc::new(Schema::new(vec![Field::new("answer", data_type, false)]));
+        let given = PortType::Table {
+            table: TableName::Rows,
+            schema,
+        };
+        check(&edge, &given)
+            .into_iter()
+            .map(|problem| (problem.code, problem.message))
+            .collect()
+    }
+
+    #[test]
+    fn a_column_of_another_type_is_a_problem_and_nullability_is_none() {
+        assert_eq!(found(DataType::LargeUtf8), []);
+        let message = "the input `in` of stage `b` needs the column `answer` as text, not int64";
+        assert_eq!(
+            found(DataType::Int64),
+            [("type-mismatch", message.to_owned())]
+        );
+    }
+
+    #[test]
+    fn lists_and_structs_are_compared_inside() {
+        let list = |item: DataType, nullable: bool| {
+            DataType::LargeList(Arc::new(Field::new("any", item, nullable)))
+        };
+        assert!(same_type(
+            &list(DataType::UInt32, true),
+            &list(DataType::UInt32, false)
+        ));
+        assert!(!same_type(
+            &list(DataType::UInt32, true),
+            &list(DataType::Int64, true)
+        ));
+        let messages = schemas::tables::messages_type();
+        assert!(same_type(&messages, &messages));
     }
 }

@@ -317,6 +317,48 @@ stages:
 }
 
 #[test]
+fn the_order_of_the_file_changes_no_key() {
+    let lines: Vec<&str> = GOOD.lines().collect();
+    let start = lines
+        .iter()
+        .position(|line| *line == "stages:")
+        .expect("there are stages")
+        + 1;
+    // Stages as blocks of lines, then every rotation of them.
+    let mut blocks: Vec<String> = Vec::new();
+    for line in &lines[start..] {
+        match blocks.last_mut() {
+            Some(block) if line.starts_with("    ") => *block += &format!("{line}\n"),
+            _ => blocks.push(format!("{line}\n")),
+        }
+    }
+    let one = planned(GOOD);
+    for turn in 1..blocks.len() {
+        blocks.rotate_left(1);
+        let other = planned(&format!(
+            "{}\n{}",
+            lines[..start].join("\n"),
+            blocks.concat()
+        ));
+        for stage in &one.stages {
+            assert_eq!(
+                key(&one, &stage.name),
+                key(&other, &stage.name),
+                "turn {turn}"
+            );
+            let at = other
+                .index_of(&stage.name)
+                .expect("the stage is in the plan");
+            let sources = other.stages[at].inputs.values().flatten();
+            assert!(
+                sources.into_iter().all(|source| source.stage < at),
+                "producers come first"
+            );
+        }
+    }
+}
+
+#[test]
 fn keys_change_with_what_can_change_the_output() {
     let one = planned(GOOD);
     let differs = |text: &str, stage: &str| {

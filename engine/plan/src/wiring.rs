@@ -60,6 +60,8 @@ impl<'a> Wiring<'a> {
         let mut is_complete = draft.entry.inputs_are_known;
         for input in &draft.entry.inputs {
             match self.input(draft, operator, input, problems) {
+                // An empty list is as good as no input.
+                Some((sources, _)) if sources.is_empty() => {}
                 Some((sources, port_types)) => {
                     inputs.insert(input.port.text.clone(), sources);
                     types.insert(input.port.text.clone(), port_types);

@@ -99,11 +99,10 @@ impl Catalog {
     /// A wrong table name is the most frequent fault, and only the store knows which there are.
     fn with_tables(&self, error: QueryError) -> QueryError {
         match error {
-            QueryError::Query(message) => QueryError::Query(format!(
-                "{message}; tables are {}",
-                self.tables().join(", ")
-            )),
-            run @ QueryError::Run(_) => run,
+            QueryError::Query(message) if message.starts_with("table ") => QueryError::Query(
+                format!("{message}; tables are {}", self.tables().join(", ")),
+            ),
+            other => other,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What goes wrong in a query, in words short enough for a terminal.
 
+use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use engine_core::OperatorError;
 
@@ -36,7 +37,25 @@ impl From<QueryError> for OperatorError {
 
 /// First line of the root error, without the name of the component that found it.
 fn shortened(error: &DataFusionError) -> String {
-    let text = error.find_root().strip_backtrace();
+    let root = error.find_root();
+    if let DataFusionError::SchemaError(fault, _) = root
+        && let SchemaError::FieldNotFound {
+            field,
+            valid_fields,
+        } = fault.as_ref()
+    {
+        let mut names: Vec<&str> = valid_fields
+            .iter()
+            .map(|column| column.name.as_str())
+            .collect();
+        names.dedup();
+        return format!(
+            "no column `{}`; columns are {}",
+            field.name,
+            names.join(", ")
+        );
+    }
+    let text = root.strip_backtrace();
     let mut line = text.lines().next().unwrap_or_default();
     for prefix in [
         "Error during planning: ",

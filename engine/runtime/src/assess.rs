@@ -63,15 +63,27 @@ pub enum Reason {
 pub fn assess(plan: &Plan, store: &Store, root: &Path) -> Result<Vec<Assessment>, RunError> {
     let mut keys = KeyMaker::new(root);
     let mut outputs: Vec<Option<Outputs>> = vec![None; plan.stages.len()];
-    let mut history = History { store, pipeline: &plan.name, loaded: None };
+    let mut history = History {
+        store,
+        pipeline: &plan.name,
+        loaded: None,
+    };
     let mut assessments = Vec::new();
     for (index, stage) in plan.stages.iter().enumerate() {
         let (key, state) = match inputs_of(stage, &outputs) {
-            None => (None, StageState::ToRun(Reason::InputNotMade { stage: missing_input(plan, stage, &outputs) })),
+            None => (
+                None,
+                StageState::ToRun(Reason::InputNotMade {
+                    stage: missing_input(plan, stage, &outputs),
+                }),
+            ),
             Some(inputs) => match keys.key(stage, &inputs) {
-                Err(error @ StoreError::File { .. }) => {
-                    (None, StageState::ToRun(Reason::Unreadable { reason: error.to_string() }))
-                }
+                Err(error @ StoreError::File { .. }) => (
+                    None,
+                    StageState::ToRun(Reason::Unreadable {
+                        reason: error.to_string(),
+                    }),
+                ),
                 Err(error) => return Err(error.into()),
                 Ok(key) => {
                     let state = match store.lookup(&key.digest)? {
@@ -93,7 +105,10 @@ pub fn assess(plan: &Plan, store: &Store, root: &Path) -> Result<Vec<Assessment>
 
 fn missing_input(plan: &Plan, stage: &Stage, outputs: &[Option<Outputs>]) -> String {
     let sources = stage.inputs.values().flatten();
-    let missing = sources.filter(|source| outputs[source.stage].is_none()).map(|source| source.stage).min();
+    let missing = sources
+        .filter(|source| outputs[source.stage].is_none())
+        .map(|source| source.stage)
+        .min();
     missing.map_or_else(String::new, |index| plan.stages[index].name.clone())
 }
 
@@ -118,12 +133,22 @@ impl History<'_> {
             .flat_map(|run| &run.stages)
             .filter(|record| record.stage == stage.name && record.kind == stage.kind)
             .filter_map(|record| record.key.as_ref())
-            .find_map(|key| manifests.iter().find(|manifest| manifest.key.as_str() == key));
-        let earlier = same_stage.or_else(|| manifests.iter().find(|manifest| manifest.kind == stage.kind));
-        Ok(match earlier.and_then(|manifest| first_difference(&manifest.material, &key.material)) {
-            Some(field) => Reason::Differs { field },
-            None => Reason::NoEarlierResult,
-        })
+            .find_map(|key| {
+                manifests
+                    .iter()
+                    .find(|manifest| manifest.key.as_str() == key)
+            });
+        let earlier = same_stage.or_else(|| {
+            manifests
+                .iter()
+                .find(|manifest| manifest.kind == stage.kind)
+        });
+        Ok(
+            match earlier.and_then(|manifest| first_difference(&manifest.material, &key.material)) {
+                Some(field) => Reason::Differs { field },
+                None => Reason::NoEarlierResult,
+            },
+        )
     }
 }
 

@@ -14,7 +14,10 @@ pub(crate) fn at(past: Instant) -> String {
     text(time() - chrono::Duration::from_std(past.elapsed()).unwrap_or_default())
 }
 
-#[expect(clippy::disallowed_methods, reason = "records say when things happened")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "records say when things happened"
+)]
 fn time() -> DateTime<Utc> {
     Utc::now()
 }

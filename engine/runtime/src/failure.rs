@@ -39,7 +39,11 @@ pub struct Failure {
 
 impl Failure {
     pub(crate) fn new(domain: Domain, message: impl Into<String>) -> Self {
-        Self { domain, chain: vec![message.into()], log: Vec::new() }
+        Self {
+            domain,
+            chain: vec![message.into()],
+            log: Vec::new(),
+        }
     }
 
     pub(crate) fn interrupted() -> Self {
@@ -56,7 +60,11 @@ impl Failure {
             }
             cause = error.source();
         }
-        Self { domain, chain, log: Vec::new() }
+        Self {
+            domain,
+            chain,
+            log: Vec::new(),
+        }
     }
 
     /// A failure from a panic's payload.
@@ -66,7 +74,10 @@ impl Failure {
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        Self::new(Domain::Internal, format!("internal error: the operator panicked: {text}"))
+        Self::new(
+            Domain::Internal,
+            format!("internal error: the operator panicked: {text}"),
+        )
     }
 }
 
@@ -80,7 +91,8 @@ impl From<OperatorError> for Failure {
     fn from(error: OperatorError) -> Self {
         let domain = match &error {
             OperatorError::Data(_) | OperatorError::File { .. } => Domain::Data,
-            OperatorError::Model(engine_core::ModelError::Interrupted) | OperatorError::Interrupted => Domain::Interrupted,
+            OperatorError::Model(engine_core::ModelError::Interrupted)
+            | OperatorError::Interrupted => Domain::Interrupted,
             OperatorError::Model(_) => Domain::Model,
             OperatorError::Store { .. } => Domain::Store,
             OperatorError::Internal(_) => Domain::Internal,

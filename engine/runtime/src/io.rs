@@ -43,7 +43,16 @@ impl<'a> StoreIo<'a> {
     ) -> Result<Self, OperatorError> {
         let scratch = store.scratch()?;
         let (writers, models) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { store, inputs, outputs, writers, models, scratch, listener, last_progress: Mutex::new(None) })
+        Ok(Self {
+            store,
+            inputs,
+            outputs,
+            writers,
+            models,
+            scratch,
+            listener,
+            last_progress: Mutex::new(None),
+        })
     }
 
     /// Closes the output ports. A table nobody wrote to is a table without rows.
@@ -56,11 +65,9 @@ impl<'a> StoreIo<'a> {
                     let writer = self.writers.remove(port).expect("the writer was just made");
                     Artifact::Dataset(writer.finish()?)
                 }
-                PortType::Model => Artifact::Model(
-                    self.models
-                        .remove(port)
-                        .ok_or_else(|| OperatorError::Internal(format!("the operator wrote no model to port `{port}`")))?,
-                ),
+                PortType::Model => Artifact::Model(self.models.remove(port).ok_or_else(|| {
+                    OperatorError::Internal(format!("the operator wrote no model to port `{port}`"))
+                })?),
             };
             outputs.insert(port.clone(), artifact);
         }
@@ -69,18 +76,30 @@ impl<'a> StoreIo<'a> {
 
     fn output(&self, port: &str) -> Result<&'a PortType, OperatorError> {
         let found = self.outputs.iter().find(|(name, _)| name == port);
-        found.map(|(_, port_type)| port_type).ok_or_else(|| OperatorError::Internal(format!("there is no output port `{port}`")))
+        found
+            .map(|(_, port_type)| port_type)
+            .ok_or_else(|| OperatorError::Internal(format!("there is no output port `{port}`")))
     }
 
     fn writer(&mut self, port: &str) -> Result<&mut DatasetWriter, OperatorError> {
         let PortType::Table { table, schema } = self.output(port)? else {
-            return Err(OperatorError::Internal(format!("output port `{port}` holds a model, not rows")));
+            return Err(OperatorError::Internal(format!(
+                "output port `{port}` holds a model, not rows"
+            )));
         };
         if !self.writers.contains_key(port) {
-            let writer = DatasetWriter::try_new(self.store, *table, SchemaRef::clone(schema), PartLimits::default())?;
+            let writer = DatasetWriter::try_new(
+                self.store,
+                *table,
+                SchemaRef::clone(schema),
+                PartLimits::default(),
+            )?;
             self.writers.insert(port.to_owned(), writer);
         }
-        Ok(self.writers.get_mut(port).expect("the writer was just made"))
+        Ok(self
+            .writers
+            .get_mut(port)
+            .expect("the writer was just made"))
     }
 
     fn datasets(&self, port: &str) -> Result<Vec<&Dataset>, OperatorError> {
@@ -88,7 +107,9 @@ impl<'a> StoreIo<'a> {
             .iter()
             .map(|artifact| match artifact {
                 Artifact::Dataset(dataset) => Ok(dataset),
-                Artifact::Model(_) => Err(OperatorError::Internal(format!("input port `{port}` holds a model, not rows"))),
+                Artifact::Model(_) => Err(OperatorError::Internal(format!(
+                    "input port `{port}` holds a model, not rows"
+                ))),
             })
             .collect()
     }
@@ -105,33 +126,49 @@ impl StageIo for StoreIo<'_> {
 
     fn read(&self, port: &str) -> Result<BatchReader, OperatorError> {
         let reader = DatasetReader::new(self.store, self.datasets(port)?);
-        Ok(Box::new(reader.map(|batch| batch.map_err(OperatorError::from))))
+        Ok(Box::new(
+            reader.map(|batch| batch.map_err(OperatorError::from)),
+        ))
     }
 
     fn part_urls(&self, port: &str) -> Result<Vec<String>, OperatorError> {
         let datasets = self.datasets(port)?;
-        Ok(datasets.iter().flat_map(|dataset| &dataset.parts).map(|part| self.store.object_url(&part.path)).collect())
+        Ok(datasets
+            .iter()
+            .flat_map(|dataset| &dataset.parts)
+            .map(|part| self.store.object_url(&part.path))
+            .collect())
     }
 
     fn model_folder(&self, port: &str) -> Result<PathBuf, OperatorError> {
         match self.inputs(port) {
             [Artifact::Model(model)] => Ok(self.store.local_model_folder(model)?),
-            [] => Err(OperatorError::Internal(format!("input port `{port}` is not connected"))),
-            _ => Err(OperatorError::Internal(format!("input port `{port}` does not hold one model"))),
+            [] => Err(OperatorError::Internal(format!(
+                "input port `{port}` is not connected"
+            ))),
+            _ => Err(OperatorError::Internal(format!(
+                "input port `{port}` does not hold one model"
+            ))),
         }
     }
 
     fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
         // A batch of another shape than declared is a mistake in the operator, not in the user's data.
-        self.writer(port)?.write(&batch).map_err(|error| match error {
-            engine_store::StoreError::Rows(message) => OperatorError::Internal(format!("output port `{port}`: {message}")),
-            other => other.into(),
-        })
+        self.writer(port)?
+            .write(&batch)
+            .map_err(|error| match error {
+                engine_store::StoreError::Rows(message) => {
+                    OperatorError::Internal(format!("output port `{port}`: {message}"))
+                }
+                other => other.into(),
+            })
     }
 
     fn write_model(&mut self, port: &str, folder: &Path) -> Result<(), OperatorError> {
         if self.output(port)? != &PortType::Model {
-            return Err(OperatorError::Internal(format!("output port `{port}` holds rows, not a model")));
+            return Err(OperatorError::Internal(format!(
+                "output port `{port}` holds rows, not a model"
+            )));
         }
         let model = self.store.import_model(folder)?;
         self.models.insert(port.to_owned(), model);
@@ -152,7 +189,10 @@ impl StageIo for StoreIo<'_> {
 
     fn event(&self, event: StageEvent) {
         if let StageEvent::Progress(progress) = &event {
-            let mut last = self.last_progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = self
+                .last_progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let is_last = progress.total == Some(progress.done);
             if !is_last && last.is_some_and(|last| last.elapsed() < PROGRESS_INTERVAL) {
                 return;

@@ -22,7 +22,10 @@ pub(crate) struct KeyMaker {
 
 impl KeyMaker {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), digests: HashMap::new() }
+        Self {
+            root: root.to_owned(),
+            digests: HashMap::new(),
+        }
     }
 
     pub(crate) fn key(&mut self, stage: &Stage, inputs: &Inputs) -> Result<StageKey, StoreError> {
@@ -38,7 +41,15 @@ impl KeyMaker {
         }
         let inputs = inputs
             .iter()
-            .map(|(port, artifacts)| (port.clone(), artifacts.iter().map(|artifact| artifact.digest().clone()).collect()))
+            .map(|(port, artifacts)| {
+                (
+                    port.clone(),
+                    artifacts
+                        .iter()
+                        .map(|artifact| artifact.digest().clone())
+                        .collect(),
+                )
+            })
             .collect();
         Ok(stage_key(stage, &externals, &inputs))
     }
@@ -47,7 +58,14 @@ impl KeyMaker {
 /// The artifacts on a stage's input ports; none while a stage before it has no outputs.
 pub(crate) fn inputs_of(stage: &Stage, outputs: &[Option<Outputs>]) -> Option<Inputs> {
     let port = |sources: &Vec<engine_plan::Source>| -> Option<Vec<Artifact>> {
-        sources.iter().map(|source| outputs[source.stage].as_ref()?.get(&source.port).cloned()).collect()
+        sources
+            .iter()
+            .map(|source| outputs[source.stage].as_ref()?.get(&source.port).cloned())
+            .collect()
     };
-    stage.inputs.iter().map(|(name, sources)| Some((name.clone(), port(sources)?))).collect()
+    stage
+        .inputs
+        .iter()
+        .map(|(name, sources)| Some((name.clone(), port(sources)?)))
+        .collect()
 }

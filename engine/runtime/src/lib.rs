@@ -13,6 +13,7 @@ mod failure;
 mod io;
 mod keys;
 mod outcome;
+mod scheduler;
 mod stage;
 mod task;
 pub mod worker;
@@ -28,5 +29,7 @@ pub use worker::WorkerOptions;
 /// Limits the threads that this process computes with. Has an effect once, before anything is computed.
 pub fn limit_threads(threads: usize) {
     // An error says that the pool exists already, with the limit of whoever was first.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
 }

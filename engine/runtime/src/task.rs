@@ -12,7 +12,7 @@ use engine_store::{MadeBy, Manifest, Store};
 
 use crate::cancel::CancelToken;
 use crate::clock;
-use crate::failure::Failure;
+use crate::failure::{Domain, Failure};
 use crate::io::StageListener;
 use crate::keys::{Inputs, Outputs};
 use crate::stage::run_stage;
@@ -32,8 +32,14 @@ pub(crate) struct TaskShared {
 /// What the scheduler hears.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Event { index: usize, event: StageEvent },
-    Finished { index: usize, result: Box<Result<Manifest, Failure>> },
+    Event {
+        index: usize,
+        event: StageEvent,
+    },
+    Finished {
+        index: usize,
+        result: Box<Result<Manifest, Failure>>,
+    },
 }
 
 /// A stage that is to run.
@@ -80,25 +86,61 @@ impl Task {
             outputs,
             seconds: begun.elapsed().as_secs_f64(),
             created: clock::now(),
-            warnings: listener.warnings.into_inner().unwrap_or_else(PoisonError::into_inner),
-            made_by: MadeBy { version: shared.version.clone(), backend },
+            warnings: listener
+                .warnings
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
+            made_by: MadeBy {
+                version: shared.version.clone(),
+                backend,
+            },
         };
         let commit = shared.store.commit(&manifest)?;
-        tracing::info!(key = manifest.key.short(), ours = commit.is_ours, seconds = manifest.seconds, "committed");
+        tracing::info!(
+            key = manifest.key.short(),
+            ours = commit.is_ours,
+            seconds = manifest.seconds,
+            "committed"
+        );
         Ok(commit.manifest)
     }
 
-    fn work(&self, stage: &Stage, listener: &Listener) -> Result<(Outputs, Option<String>), Failure> {
+    fn work(
+        &self,
+        stage: &Stage,
+        listener: &Listener,
+    ) -> Result<(Outputs, Option<String>), Failure> {
         let inputs = self.inputs.clone();
         match stage.placement {
             Placement::Engine => {
-                let context = StageContext { stage: &stage.name, seed: stage.seed, root: &self.shared.root, backend: None };
-                let outputs =
-                    run_stage(stage.config.as_ref(), &context, &self.shared.store, inputs, &stage.outputs, listener)?;
+                let context = StageContext {
+                    stage: &stage.name,
+                    seed: stage.seed,
+                    root: &self.shared.root,
+                    backend: None,
+                };
+                let outputs = run_stage(
+                    stage.config.as_ref(),
+                    &context,
+                    &self.shared.store,
+                    inputs,
+                    &stage.outputs,
+                    listener,
+                )?;
                 Ok((outputs, None))
             }
+            Placement::Worker if !self.shared.store.is_shared() => {
+                let message = format!(
+                    "a worker cannot open the store {}; use one outside this process",
+                    self.shared.store.url()
+                );
+                Err(Failure::new(Domain::Store, message))
+            }
             Placement::Worker => {
-                let ports = stage.outputs.iter().map(|(name, port_type)| OutputPort::new(name, port_type));
+                let ports = stage
+                    .outputs
+                    .iter()
+                    .map(|(name, port_type)| OutputPort::new(name, port_type));
                 let request = StageRequest {
                     stage: stage.name.clone(),
                     kind: stage.kind.to_owned(),
@@ -125,11 +167,17 @@ struct Listener {
 impl StageListener for Listener {
     fn event(&self, event: StageEvent) {
         if let StageEvent::Warning(warning) = &event {
-            self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning.clone());
+            self.warnings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(warning.clone());
         }
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         // The scheduler is gone only when it has stopped waiting for us.
-        let _ = sender.send(Message::Event { index: self.index, event });
+        let _ = sender.send(Message::Event {
+            index: self.index,
+            event,
+        });
     }
 
     fn is_cancelled(&self) -> bool {

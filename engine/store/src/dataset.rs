@@ -39,7 +39,11 @@ pub struct PartLimits {
 
 impl Default for PartLimits {
     fn default() -> Self {
-        Self { rows: 1_000_000, bytes: 256 << 20, row_group_rows: 131_072 }
+        Self {
+            rows: 1_000_000,
+            bytes: 256 << 20,
+            row_group_rows: 131_072,
+        }
     }
 }
 
@@ -66,9 +70,22 @@ impl DatasetWriter {
     ///
     /// # Errors
     /// When the schema has a type that cannot be stored.
-    pub fn try_new(store: &Store, table: TableName, schema: SchemaRef, limits: PartLimits) -> Result<Self> {
+    pub fn try_new(
+        store: &Store,
+        table: TableName,
+        schema: SchemaRef,
+        limits: PartLimits,
+    ) -> Result<Self> {
         let hasher = DatasetHasher::try_new(SchemaRef::clone(&schema))?;
-        Ok(Self { store: store.clone(), table, schema, limits, hasher, open: None, parts: Vec::new() })
+        Ok(Self {
+            store: store.clone(),
+            table,
+            schema,
+            limits,
+            hasher,
+            open: None,
+            parts: Vec::new(),
+        })
     }
 
     /// Appends rows. Columns are matched by place; names must agree, and types up to nullability.
@@ -84,7 +101,9 @@ impl DatasetWriter {
                 Some(open) => open,
                 None => self.begin()?,
             };
-            let room = usize::try_from(self.limits.rows.saturating_sub(open.rows)).unwrap_or(usize::MAX).max(1);
+            let room = usize::try_from(self.limits.rows.saturating_sub(open.rows))
+                .unwrap_or(usize::MAX)
+                .max(1);
             let take = room.min(batch.num_rows() - start);
             self.append(open, &batch.slice(start, take))?;
             start += take;
@@ -105,12 +124,18 @@ impl DatasetWriter {
             self.close(open)?;
         }
         let rows = self.parts.iter().map(|part| part.rows).sum();
-        Ok(Dataset { digest: self.hasher.finish(), table: self.table, rows, parts: self.parts })
+        Ok(Dataset {
+            digest: self.hasher.finish(),
+            table: self.table,
+            rows,
+            parts: self.parts,
+        })
     }
 
     fn begin(&self) -> Result<OpenPart> {
         let properties = Some(properties(&self.limits));
-        let writer = ArrowWriter::try_new(Vec::new(), SchemaRef::clone(&self.schema), properties).map_err(encode_error)?;
+        let writer = ArrowWriter::try_new(Vec::new(), SchemaRef::clone(&self.schema), properties)
+            .map_err(encode_error)?;
         Ok(OpenPart { writer, rows: 0 })
     }
 
@@ -133,8 +158,12 @@ impl DatasetWriter {
         let bytes = open.writer.into_inner().map_err(encode_error)?;
         let path = layout::part(&Digest::of(&bytes));
         let size = bytes.len() as u64;
-        self.store.create(&path, bytes)?;
-        self.parts.push(PartRef { path, rows: open.rows, bytes: size });
+        self.store.create_content(&path, bytes)?;
+        self.parts.push(PartRef {
+            path,
+            rows: open.rows,
+            bytes: size,
+        });
         Ok(())
     }
 }
@@ -152,8 +181,17 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
     if batch.schema_ref() == schema {
         return Ok(batch.clone());
     }
-    let found: Vec<&str> = batch.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-    let declared: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let found: Vec<&str> = batch
+        .schema_ref()
+        .fields()
+        .iter()
+        .map(|field| field.name().as_str())
+        .collect();
+    let declared: Vec<&str> = schema
+        .fields()
+        .iter()
+        .map(|field| field.name().as_str())
+        .collect();
     if found != declared {
         return Err(StoreError::Rows(format!(
             "rows of table `{table}` have columns [{}] where [{}] were declared",
@@ -169,15 +207,23 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
             if column.data_type() == field.data_type() {
                 Ok(ArrayRef::clone(column))
             } else if column.data_type().equals_datatype(field.data_type()) {
-                cast(column, field.data_type()).map_err(|error| mismatch(table, field.name(), &error.to_string()))
+                cast(column, field.data_type())
+                    .map_err(|error| mismatch(table, field.name(), &error.to_string()))
             } else {
-                let message = format!("it has type {} where {} was declared", column.data_type(), field.data_type());
+                let message = format!(
+                    "it has type {} where {} was declared",
+                    column.data_type(),
+                    field.data_type()
+                );
                 Err(mismatch(table, field.name(), &message))
             }
         })
         .collect::<Result<Vec<_>>>()?;
-    RecordBatch::try_new(SchemaRef::clone(schema), columns)
-        .map_err(|error| StoreError::Rows(format!("rows of table `{table}` do not fit their schema: {error}")))
+    RecordBatch::try_new(SchemaRef::clone(schema), columns).map_err(|error| {
+        StoreError::Rows(format!(
+            "rows of table `{table}` do not fit their schema: {error}"
+        ))
+    })
 }
 
 fn mismatch(table: TableName, column: &str, message: &str) -> StoreError {
@@ -199,8 +245,15 @@ impl DatasetReader {
     /// A reader of these datasets. Parts are opened when their turn comes.
     #[must_use]
     pub fn new<'a>(store: &Store, datasets: impl IntoIterator<Item = &'a Dataset>) -> Self {
-        let parts = datasets.into_iter().flat_map(|dataset| dataset.parts.iter().cloned()).collect();
-        Self { store: store.clone(), parts, current: None }
+        let parts = datasets
+            .into_iter()
+            .flat_map(|dataset| dataset.parts.iter().cloned())
+            .collect();
+        Self {
+            store: store.clone(),
+            parts,
+            current: None,
+        }
     }
 
     fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
@@ -209,12 +262,17 @@ impl DatasetReader {
                 match reader.next() {
                     Some(batch) => {
                         let path = path.clone();
-                        return batch.map(Some).map_err(|error| StoreError::Corrupt { path, message: error.to_string() });
+                        return batch.map(Some).map_err(|error| StoreError::Corrupt {
+                            path,
+                            message: error.to_string(),
+                        });
                     }
                     None => self.current = None,
                 }
             }
-            let Some(part) = self.parts.pop_front() else { return Ok(None) };
+            let Some(part) = self.parts.pop_front() else {
+                return Ok(None);
+            };
             self.current = Some((part.path.clone(), self.store.open_part(&part)?));
         }
     }
@@ -246,8 +304,13 @@ impl Store {
     /// # Errors
     /// When the part is missing or damaged.
     pub fn schema(&self, dataset: &Dataset) -> Result<SchemaRef> {
-        let part = dataset.parts.first().ok_or_else(|| StoreError::Rows("a dataset has at least one part".to_owned()))?;
-        Ok(arrow::record_batch::RecordBatchReader::schema(&self.open_part(part)?))
+        let part = dataset
+            .parts
+            .first()
+            .ok_or_else(|| StoreError::Rows("a dataset has at least one part".to_owned()))?;
+        Ok(arrow::record_batch::RecordBatchReader::schema(
+            &self.open_part(part)?,
+        ))
     }
 
     /// Writes all rows of a dataset to one Parquet file outside the store.
@@ -257,20 +320,34 @@ impl Store {
     pub fn export_parquet(&self, dataset: &Dataset, to: &Path) -> Result<()> {
         let failed = || StoreError::file("write", to);
         let file = File::create(to).map_err(failed())?;
-        let mut writer = ArrowWriter::try_new(file, self.schema(dataset)?, Some(properties(&PartLimits::default()))).map_err(encode_error)?;
+        let mut writer = ArrowWriter::try_new(
+            file,
+            self.schema(dataset)?,
+            Some(properties(&PartLimits::default())),
+        )
+        .map_err(encode_error)?;
         for batch in self.read(dataset) {
             writer.write(&batch?).map_err(encode_error)?;
         }
-        writer.into_inner().map_err(encode_error)?.sync_all().map_err(failed())
+        writer
+            .into_inner()
+            .map_err(encode_error)?
+            .sync_all()
+            .map_err(failed())
     }
 
     fn open_part(&self, part: &PartRef) -> Result<ParquetRecordBatchReader> {
-        let corrupt = |error: ParquetError| StoreError::Corrupt { path: part.path.clone(), message: error.to_string() };
+        let corrupt = |error: ParquetError| StoreError::Corrupt {
+            path: part.path.clone(),
+            message: error.to_string(),
+        };
         match self.local_path(&part.path) {
             Some(path) => match File::open(&path) {
                 Ok(file) => build_reader(file).map_err(corrupt),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Err(StoreError::NotFound { path: part.path.clone() })
+                    Err(StoreError::NotFound {
+                        path: part.path.clone(),
+                    })
                 }
                 Err(error) => Err(StoreError::file("read", path)(error)),
             },
@@ -279,122 +356,28 @@ impl Store {
     }
 }
 
-fn build_reader(source: impl ChunkReader + 'static) -> std::result::Result<ParquetRecordBatchReader, ParquetError> {
+fn build_reader(
+    source: impl ChunkReader + 'static,
+) -> std::result::Result<ParquetRecordBatchReader, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(source)?;
-    let (rows, bytes) = builder.metadata().row_groups().iter().fold((0_u64, 0_u64), |(rows, bytes), group| {
-        (rows + group.num_rows().unsigned_abs(), bytes + group.total_byte_size().unsigned_abs())
-    });
+    let (rows, bytes) =
+        builder
+            .metadata()
+            .row_groups()
+            .iter()
+            .fold((0_u64, 0_u64), |(rows, bytes), group| {
+                (
+                    rows + group.num_rows().unsigned_abs(),
+                    bytes + group.total_byte_size().unsigned_abs(),
+                )
+            });
     let row_bytes = (bytes / rows.max(1)).max(1);
-    let batch_rows = usize::try_from(READ_BYTES / row_bytes).unwrap_or(READ_ROWS).clamp(16, READ_ROWS);
+    let batch_rows = usize::try_from(READ_BYTES / row_bytes)
+        .unwrap_or(READ_ROWS)
+        .clamp(16, READ_ROWS);
     builder.with_batch_size(batch_rows).build()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use arrow::array::{Float32Array, LargeListBuilder, LargeStringArray, UInt32Array, UInt32Builder, UInt64Array};
-    use arrow::compute::concat_batches;
-    use arrow::datatypes::{DataType, Field, Schema};
-
-    use super::*;
-
-    fn rollouts(rows: usize) -> RecordBatch {
-        let text = |prefix: &str| Arc::new((0..rows).map(|row| Some(format!("{prefix} {row}"))).collect::<LargeStringArray>());
-        let mut tokens = LargeListBuilder::new(UInt32Builder::new()).with_field(Field::new("item", DataType::UInt32, false));
-        let mut lengths = Vec::new();
-        for row in 0..rows {
-            for token in 0..row % 5 {
-                tokens.values().append_value(token as u32);
-            }
-            tokens.append(true);
-            lengths.push(row % 5);
-        }
-        let logprobs = arrow::array::LargeListArray::new(
-            Arc::new(Field::new("item", DataType::Float32, false)),
-            arrow::buffer::OffsetBuffer::from_lengths(lengths.iter().copied()),
-            Arc::new(Float32Array::from(vec![-0.5; lengths.iter().sum()])),
-            None,
-        );
-        let columns: Vec<ArrayRef> = vec![
-            text("prompt"),
-            Arc::new(UInt32Array::from(vec![0; rows])),
-            text("answer"),
-            Arc::new(tokens.finish()),
-            Arc::new(logprobs),
-            text("stop"),
-            Arc::new(UInt32Array::from(vec![7; rows])),
-            text("model"),
-            Arc::new(UInt64Array::from(vec![1; rows])),
-        ];
-        RecordBatch::try_new(TableName::Rollouts.schema(), columns).unwrap()
-    }
-
-    fn write(store: &Store, batches: &[RecordBatch], limits: PartLimits) -> Dataset {
-        let mut writer = DatasetWriter::try_new(store, TableName::Rollouts, TableName::Rollouts.schema(), limits).unwrap();
-        for batch in batches {
-            writer.write(batch).unwrap();
-        }
-        writer.finish().unwrap()
-    }
-
-    #[test]
-    fn nested_rows_come_back_equal_from_any_store() {
-        let folder = tempfile::tempdir().unwrap();
-        for store in [Store::open("memory://").unwrap(), Store::open(folder.path().to_str().unwrap()).unwrap()] {
-            let batch = rollouts(1000);
-            let dataset = write(&store, std::slice::from_ref(&batch), PartLimits { rows: 300, ..PartLimits::default() });
-            assert_eq!(dataset.parts.iter().map(|part| part.rows).collect::<Vec<_>>(), [300, 300, 300, 100]);
-            let read: Vec<RecordBatch> = store.read(&dataset).map(std::result::Result::unwrap).collect();
-            assert_eq!(concat_batches(&batch.schema(), &read).unwrap(), batch);
-        }
-    }
-
-    #[test]
-    fn parts_row_groups_and_batches_do_not_change_the_digest() {
-        let store = Store::open("memory://").unwrap();
-        let batch = rollouts(500);
-        let expected = write(&store, std::slice::from_ref(&batch), PartLimits::default());
-        let halves = [batch.slice(0, 123), batch.slice(123, 377)];
-        for limits in [
-            PartLimits { rows: 7, ..PartLimits::default() },
-            PartLimits { bytes: 1, ..PartLimits::default() },
-            PartLimits { row_group_rows: 10, ..PartLimits::default() },
-        ] {
-            let dataset = write(&store, &halves, limits);
-            assert_eq!((dataset.digest, dataset.rows), (expected.digest.clone(), 500), "{limits:?}");
-        }
-    }
-
-    #[test]
-    fn a_dataset_without_rows_keeps_its_schema() {
-        let store = Store::open("memory://").unwrap();
-        let dataset = write(&store, &[], PartLimits::default());
-        assert_eq!((dataset.rows, dataset.parts.len()), (0, 1));
-        assert_eq!(store.schema(&dataset).unwrap(), TableName::Rollouts.schema());
-        assert_eq!(store.read(&dataset).count(), 0);
-    }
-
-    #[test]
-    fn rows_of_another_shape_are_refused_by_column() {
-        let store = Store::open("memory://").unwrap();
-        let declared = Arc::new(Schema::new(vec![Field::new("a", DataType::LargeUtf8, false)]));
-        let mut writer = DatasetWriter::try_new(&store, TableName::Rows, declared, PartLimits::default()).unwrap();
-        let number = RecordBatch::try_from_iter([("a", Arc::new(UInt32Array::from(vec![1])) as ArrayRef)]).unwrap();
-        let message = writer.write(&number).unwrap_err().to_string();
-        assert!(message.contains("column `a`") && message.contains("UInt32"), "{message}");
-        let other = RecordBatch::try_from_iter([("b", Arc::new(LargeStringArray::from(vec!["x"])) as ArrayRef)]).unwrap();
-        assert!(writer.write(&other).unwrap_err().to_string().contains("[b] where [a]"));
-    }
-
-    #[test]
-    fn a_damaged_part_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().to_str().unwrap()).unwrap();
-        let dataset = write(&store, &[rollouts(10)], PartLimits::default());
-        let path = &dataset.parts[0].path;
-        std::fs::write(folder.path().join(path), b"PAR1 and then nothing").unwrap();
-        let error = store.read(&dataset).next().unwrap().unwrap_err();
-        assert!(matches!(&error, StoreError::Corrupt { path: named, .. } if named == path), "{error}");
-    }
-}
+#[path = "dataset_tests.rs"]
+mod tests;

@@ -33,8 +33,16 @@ impl DatasetHasher {
     /// # Errors
     /// When the schema has a type that cannot be stored.
     pub fn try_new(schema: SchemaRef) -> Result<Self> {
-        let columns = schema.fields().iter().map(|field| FieldHasher::try_new(field)).collect::<Result<_>>()?;
-        Ok(Self { schema, rows: 0, columns })
+        let columns = schema
+            .fields()
+            .iter()
+            .map(|field| FieldHasher::try_new(field))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            schema,
+            rows: 0,
+            columns,
+        })
     }
 
     /// Adds rows.
@@ -104,7 +112,10 @@ impl FieldHasher {
             }
             DataType::FixedSizeList(item, _) => hasher.children.push(Self::try_new(item)?),
             DataType::Struct(fields) => {
-                hasher.children = fields.iter().map(|child| Self::try_new(child)).collect::<Result<_>>()?;
+                hasher.children = fields
+                    .iter()
+                    .map(|child| Self::try_new(child))
+                    .collect::<Result<_>>()?;
             }
             other => {
                 return Err(StoreError::Rows(format!(
@@ -118,7 +129,9 @@ impl FieldHasher {
 
     fn update(&mut self, array: &ArrayRef) -> Result<()> {
         if let Some(validity) = &mut self.validity {
-            let bytes: Vec<u8> = (0..array.len()).map(|row| u8::from(array.is_valid(row))).collect();
+            let bytes: Vec<u8> = (0..array.len())
+                .map(|row| u8::from(array.is_valid(row)))
+                .collect();
             validity.update(&bytes);
         }
         let present;
@@ -130,9 +143,15 @@ impl FieldHasher {
         };
         match &self.data_type {
             DataType::Null => Ok(()),
-            DataType::Utf8 => self.strings(array.as_string::<i32>().iter().flatten().map(str::as_bytes)),
-            DataType::LargeUtf8 => self.strings(array.as_string::<i64>().iter().flatten().map(str::as_bytes)),
-            DataType::Utf8View => self.strings(array.as_string_view().iter().flatten().map(str::as_bytes)),
+            DataType::Utf8 => {
+                self.strings(array.as_string::<i32>().iter().flatten().map(str::as_bytes))
+            }
+            DataType::LargeUtf8 => {
+                self.strings(array.as_string::<i64>().iter().flatten().map(str::as_bytes))
+            }
+            DataType::Utf8View => {
+                self.strings(array.as_string_view().iter().flatten().map(str::as_bytes))
+            }
             DataType::Binary => self.strings(array.as_binary::<i32>().iter().flatten()),
             DataType::LargeBinary => self.strings(array.as_binary::<i64>().iter().flatten()),
             DataType::BinaryView => self.strings(array.as_binary_view().iter().flatten()),
@@ -146,12 +165,17 @@ impl FieldHasher {
             DataType::FixedSizeList(_, _) => {
                 let list = array.as_fixed_size_list();
                 let width = usize::try_from(list.value_length()).unwrap_or(0);
-                let values = list.values().slice(list.offset() * width, list.len() * width);
+                let values = list
+                    .values()
+                    .slice(list.offset() * width, list.len() * width);
                 self.children[0].update(&values)
             }
             DataType::Struct(_) => {
                 let columns = array.as_struct().columns();
-                self.children.iter_mut().zip(columns).try_for_each(|(child, column)| child.update(column))
+                self.children
+                    .iter_mut()
+                    .zip(columns)
+                    .try_for_each(|(child, column)| child.update(column))
             }
             DataType::Boolean => {
                 let bytes: Vec<u8> = array.as_boolean().values().iter().map(u8::from).collect();
@@ -170,7 +194,10 @@ impl FieldHasher {
     }
 
     fn plain(&mut self, bytes: &[u8]) -> Result<()> {
-        self.values.as_mut().expect("fixed-width fields have a stream of values").update(bytes);
+        self.values
+            .as_mut()
+            .expect("fixed-width fields have a stream of values")
+            .update(bytes);
         Ok(())
     }
 
@@ -181,7 +208,10 @@ impl FieldHasher {
             lengths.extend_from_slice(&(value.len() as u64).to_le_bytes());
             stream.update(value);
         }
-        self.lengths.as_mut().expect("text has a stream of lengths").update(&lengths);
+        self.lengths
+            .as_mut()
+            .expect("text has a stream of lengths")
+            .update(&lengths);
         Ok(())
     }
 
@@ -191,15 +221,23 @@ impl FieldHasher {
     }
 
     fn items<O: OffsetSizeTrait>(&mut self, offsets: &[O], values: &ArrayRef) -> Result<()> {
-        let lengths: Vec<u8> =
-            offsets.windows(2).flat_map(|pair| ((pair[1] - pair[0]).as_usize() as u64).to_le_bytes()).collect();
-        self.lengths.as_mut().expect("lists have a stream of lengths").update(&lengths);
+        let lengths: Vec<u8> = offsets
+            .windows(2)
+            .flat_map(|pair| ((pair[1] - pair[0]).as_usize() as u64).to_le_bytes())
+            .collect();
+        self.lengths
+            .as_mut()
+            .expect("lists have a stream of lengths")
+            .update(&lengths);
         let (first, last) = (offsets[0].as_usize(), offsets[offsets.len() - 1].as_usize());
         self.children[0].update(&values.slice(first, last - first))
     }
 
     fn finish(&self, hasher: &mut blake3::Hasher) {
-        for stream in [&self.validity, &self.lengths, &self.values].into_iter().flatten() {
+        for stream in [&self.validity, &self.lengths, &self.values]
+            .into_iter()
+            .flatten()
+        {
             hasher.update(stream.finalize().as_bytes());
         }
         for child in &self.children {
@@ -220,19 +258,30 @@ fn arrow_error(error: arrow::error::ArrowError) -> StoreError {
 
 /// Names, types and nullability in a notation of our own, which no other library's release can change.
 fn describe_schema(schema: &Schema) -> String {
-    schema.fields().iter().map(|field| describe_field(field)).collect::<Vec<_>>().join(",")
+    schema
+        .fields()
+        .iter()
+        .map(|field| describe_field(field))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn describe_field(field: &Field) -> String {
     let mark = if field.is_nullable() { "?" } else { "" };
-    format!("{:?}:{}{mark}", field.name(), describe_type(field.data_type()))
+    format!(
+        "{:?}:{}{mark}",
+        field.name(),
+        describe_type(field.data_type())
+    )
 }
 
 fn describe_type(data_type: &DataType) -> String {
     match data_type {
         DataType::List(item) => format!("List<{}>", describe_field(item)),
         DataType::LargeList(item) => format!("LargeList<{}>", describe_field(item)),
-        DataType::FixedSizeList(item, width) => format!("FixedSizeList<{},{width}>", describe_field(item)),
+        DataType::FixedSizeList(item, width) => {
+            format!("FixedSizeList<{},{width}>", describe_field(item))
+        }
         DataType::Map(item, _) => format!("Map<{}>", describe_field(item)),
         DataType::Struct(fields) => {
             let fields: Vec<String> = fields.iter().map(|field| describe_field(field)).collect();

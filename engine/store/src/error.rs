@@ -16,7 +16,9 @@ pub enum StoreError {
         message: String,
     },
     /// There is no such object.
-    #[error("no object `{path}` in the store; was it removed by hand? run the pipeline again to make it anew")]
+    #[error(
+        "no object `{path}` in the store; was it removed by hand? run the pipeline again to make it anew"
+    )]
     NotFound {
         /// Path in the store.
         path: String,
@@ -28,7 +30,9 @@ pub enum StoreError {
         path: String,
     },
     /// An object is not what it must be.
-    #[error("object `{path}` is damaged: {message}; remove it and run the pipeline again to make it anew")]
+    #[error(
+        "object `{path}` is damaged: {message}; remove it and run the pipeline again to make it anew"
+    )]
     Corrupt {
         /// Path in the store.
         path: String,
@@ -72,20 +76,36 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { action, path, source }
+        move |source| Self::File {
+            action,
+            path,
+            source,
+        }
     }
 
-    pub(crate) fn object(action: &'static str, path: &str) -> impl FnOnce(object_store::Error) -> Self {
+    pub(crate) fn object(
+        action: &'static str,
+        path: &str,
+    ) -> impl FnOnce(object_store::Error) -> Self {
         let path = path.to_owned();
         move |error| match error {
             object_store::Error::NotFound { .. } => Self::NotFound { path },
             object_store::Error::AlreadyExists { .. } => Self::AlreadyExists { path },
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                Self::Permission { path, source: Box::new(error) }
-            }
-            other => Self::Io { action, path, source: Box::new(other) },
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. } => Self::Permission {
+                path,
+                source: Box::new(error),
+            },
+            other => Self::Io {
+                action,
+                path,
+                source: Box::new(other),
+            },
         }
     }
 }
@@ -93,15 +113,26 @@ impl StoreError {
 impl From<StoreError> for OperatorError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::File { action, path, source } => {
-                Self::File { message: format!("could not {action}"), path, source }
-            }
+            StoreError::File {
+                action,
+                path,
+                source,
+            } => Self::File {
+                message: format!("could not {action}"),
+                path,
+                source,
+            },
             StoreError::Rows(message) => Self::Data(message),
             other => {
                 let message = other.to_string();
                 match other {
-                    StoreError::Io { source, .. } | StoreError::Permission { source, .. } => Self::Store { message, source },
-                    _ => Self::Store { message, source: "the store is not whole".into() },
+                    StoreError::Io { source, .. } | StoreError::Permission { source, .. } => {
+                        Self::Store { message, source }
+                    }
+                    _ => Self::Store {
+                        message,
+                        source: "the store is not whole".into(),
+                    },
                 }
             }
         }

@@ -12,7 +12,11 @@ use crate::{Result, StoreError};
 /// # Errors
 /// When the file or folder cannot be read.
 pub fn external_digest(path: &Path) -> Result<Digest> {
-    if path.is_dir() { Ok(folder_digest(&folder_files(path)?)) } else { Ok(file_digest(path)?.0) }
+    if path.is_dir() {
+        Ok(folder_digest(&folder_files(path)?))
+    } else {
+        Ok(file_digest(path)?.0)
+    }
 }
 
 /// Digest over the names and contents of files.
@@ -33,13 +37,25 @@ pub(crate) fn folder_files(folder: &Path) -> Result<Vec<FileRef>> {
     collect(folder, "", &mut names)?;
     names.sort();
     let digests: Vec<Result<(Digest, u64)>> = std::thread::scope(|scope| {
-        let running: Vec<_> = names.iter().map(|(_, path)| scope.spawn(move || file_digest(path))).collect();
-        running.into_iter().map(|thread| thread.join().expect("digesting a file does not panic")).collect()
+        let running: Vec<_> = names
+            .iter()
+            .map(|(_, path)| scope.spawn(move || file_digest(path)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("digesting a file does not panic"))
+            .collect()
     });
     names
         .into_iter()
         .zip(digests)
-        .map(|((name, _), digest)| digest.map(|(digest, bytes)| FileRef { name, digest, bytes }))
+        .map(|((name, _), digest)| {
+            digest.map(|(digest, bytes)| FileRef {
+                name,
+                digest,
+                bytes,
+            })
+        })
         .collect()
 }
 
@@ -48,7 +64,9 @@ fn collect(folder: &Path, prefix: &str, names: &mut Vec<(String, PathBuf)>) -> R
     for entry in std::fs::read_dir(folder).map_err(failed())? {
         let entry = entry.map_err(failed())?;
         let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
         let (path, name) = (entry.path(), format!("{prefix}{name}"));
         if path.is_dir() {
             collect(&path, &format!("{name}/"), names)?;
@@ -95,16 +113,29 @@ mod tests {
             std::fs::write(path.join(".hidden"), name).unwrap();
             external_digest(&path).unwrap()
         };
-        let (first, moved, changed) = (make("first", "{}"), make("moved", "{}"), make("changed", "{ }"));
+        let (first, moved, changed) = (
+            make("first", "{}"),
+            make("moved", "{}"),
+            make("changed", "{ }"),
+        );
         assert_eq!(first, moved);
         assert_ne!(first, changed);
-        std::fs::rename(folder.path().join("moved/config.json"), folder.path().join("moved/other.json")).unwrap();
-        assert_ne!(external_digest(&folder.path().join("moved")).unwrap(), first);
+        std::fs::rename(
+            folder.path().join("moved/config.json"),
+            folder.path().join("moved/other.json"),
+        )
+        .unwrap();
+        assert_ne!(
+            external_digest(&folder.path().join("moved")).unwrap(),
+            first
+        );
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let message = external_digest(Path::new("/no/such/file")).unwrap_err().to_string();
+        let message = external_digest(Path::new("/no/such/file"))
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("/no/such/file"), "{message}");
     }
 }

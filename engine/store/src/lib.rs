@@ -17,6 +17,7 @@ mod media;
 mod model;
 mod objects;
 mod record;
+mod scratch;
 
 pub use dataset::{DatasetReader, DatasetWriter, PartLimits};
 pub use digest::DatasetHasher;

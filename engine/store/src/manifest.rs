@@ -74,13 +74,19 @@ impl Store {
         let manifest = match self.manifest(key) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(Lookup::Miss),
-            Err(error @ StoreError::Corrupt { .. }) => return Ok(Lookup::Broken(error.to_string())),
+            Err(error @ StoreError::Corrupt { .. }) => {
+                return Ok(Lookup::Broken(error.to_string()));
+            }
             Err(error) => return Err(error),
         };
         for (path, bytes) in manifest.outputs.values().flat_map(objects) {
             match self.size(&path)? {
                 Some(size) if size == bytes => {}
-                Some(size) => return Ok(Lookup::Broken(format!("object `{path}` has {size} bytes instead of {bytes}"))),
+                Some(size) => {
+                    return Ok(Lookup::Broken(format!(
+                        "object `{path}` has {size} bytes instead of {bytes}"
+                    )));
+                }
                 None => return Ok(Lookup::Broken(format!("object `{path}` is missing"))),
             }
         }
@@ -95,7 +101,10 @@ impl Store {
         let path = layout::manifest(key);
         match self.get_json::<Manifest>(&path) {
             Ok(manifest) if manifest.key == *key => Ok(Some(manifest)),
-            Ok(_) => Err(StoreError::Corrupt { path, message: "it is the manifest of another stage".to_owned() }),
+            Ok(_) => Err(StoreError::Corrupt {
+                path,
+                message: "it is the manifest of another stage".to_owned(),
+            }),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -107,7 +116,9 @@ impl Store {
     /// When it is damaged or the store fails.
     pub fn find_manifest(&self, key: &str) -> Result<Option<Manifest>> {
         // A text that is no digest names no object.
-        let Ok(key) = serde_json::from_value::<Digest>(serde_json::Value::from(key)) else { return Ok(None) };
+        let Ok(key) = serde_json::from_value::<Digest>(serde_json::Value::from(key)) else {
+            return Ok(None);
+        };
         self.manifest(&key)
     }
 
@@ -120,10 +131,18 @@ impl Store {
         let path = layout::manifest(&manifest.key);
         for _ in 0..COMMIT_ATTEMPTS {
             if self.create_json(&path, manifest)? {
-                return Ok(Commit { manifest: manifest.clone(), is_ours: true });
+                return Ok(Commit {
+                    manifest: manifest.clone(),
+                    is_ours: true,
+                });
             }
             match self.lookup(&manifest.key)? {
-                Lookup::Hit(theirs) => return Ok(Commit { manifest: *theirs, is_ours: false }),
+                Lookup::Hit(theirs) => {
+                    return Ok(Commit {
+                        manifest: *theirs,
+                        is_ours: false,
+                    });
+                }
                 Lookup::Miss => {}
                 // Nobody can use it, so that removing it takes nothing from anyone.
                 Lookup::Broken(_) => self.remove(&path)?,
@@ -138,7 +157,12 @@ impl Store {
     /// When the store fails.
     pub fn recent_manifests(&self, limit: usize) -> Result<Vec<Manifest>> {
         let mut listed = self.list(layout::STAGES)?;
-        listed.sort_by(|left, right| right.last_modified.cmp(&left.last_modified).then_with(|| left.location.cmp(&right.location)));
+        listed.sort_by(|left, right| {
+            right
+                .last_modified
+                .cmp(&left.last_modified)
+                .then_with(|| left.location.cmp(&right.location))
+        });
         let mut manifests = Vec::new();
         for meta in listed.into_iter().take(limit) {
             match self.get_json(meta.location.as_ref()) {
@@ -154,8 +178,16 @@ impl Store {
 /// Path and size of every object of an artifact.
 fn objects(artifact: &Artifact) -> Vec<(String, u64)> {
     match artifact {
-        Artifact::Dataset(dataset) => dataset.parts.iter().map(|part| (part.path.clone(), part.bytes)).collect(),
-        Artifact::Model(model) => model.files.iter().map(|file| (object(model, file), file.bytes)).collect(),
+        Artifact::Dataset(dataset) => dataset
+            .parts
+            .iter()
+            .map(|part| (part.path.clone(), part.bytes))
+            .collect(),
+        Artifact::Model(model) => model
+            .files
+            .iter()
+            .map(|file| (object(model, file), file.bytes))
+            .collect(),
     }
 }
 
@@ -169,8 +201,17 @@ mod tests {
     fn manifest(store: &Store, part: &[u8], backend: &str) -> Manifest {
         let path = layout::part(&Digest::of(part));
         store.create(&path, part.to_vec()).unwrap();
-        let parts = vec![PartRef { path, rows: 1, bytes: part.len() as u64 }];
-        let dataset = Dataset { digest: Digest::of(b"rows"), table: TableName::Rows, rows: 1, parts };
+        let parts = vec![PartRef {
+            path,
+            rows: 1,
+            bytes: part.len() as u64,
+        }];
+        let dataset = Dataset {
+            digest: Digest::of(b"rows"),
+            table: TableName::Rows,
+            rows: 1,
+            parts,
+        };
         Manifest {
             key: Digest::of(b"key"),
             material: serde_json::json!({"kind": "sql"}),
@@ -180,18 +221,33 @@ mod tests {
             seconds: 1.5,
             created: "2026-01-01T00:00:00Z".to_owned(),
             warnings: vec![],
-            made_by: MadeBy { version: "0.1.0".to_owned(), backend: Some(backend.to_owned()) },
+            made_by: MadeBy {
+                version: "0.1.0".to_owned(),
+                backend: Some(backend.to_owned()),
+            },
         }
     }
 
     #[test]
     fn the_first_commit_stands() {
         let store = Store::open("memory://").unwrap();
-        let (first, second) = (manifest(&store, b"part", "first"), manifest(&store, b"part", "second"));
+        let (first, second) = (
+            manifest(&store, b"part", "first"),
+            manifest(&store, b"part", "second"),
+        );
         assert_eq!(store.lookup(&first.key).unwrap(), Lookup::Miss);
         assert!(store.commit(&first).unwrap().is_ours);
-        assert_eq!(store.commit(&second).unwrap(), Commit { manifest: first.clone(), is_ours: false });
-        assert_eq!(store.lookup(&first.key).unwrap(), Lookup::Hit(Box::new(first)));
+        assert_eq!(
+            store.commit(&second).unwrap(),
+            Commit {
+                manifest: first.clone(),
+                is_ours: false
+            }
+        );
+        assert_eq!(
+            store.lookup(&first.key).unwrap(),
+            Lookup::Hit(Box::new(first))
+        );
     }
 
     #[test]
@@ -202,13 +258,24 @@ mod tests {
             let threads: Vec<_> = (0..8)
                 .map(|index| {
                     let store = &store;
-                    scope.spawn(move || store.commit(&manifest(store, b"part", &index.to_string())).unwrap())
+                    scope.spawn(move || {
+                        store
+                            .commit(&manifest(store, b"part", &index.to_string()))
+                            .unwrap()
+                    })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert_eq!(commits.iter().filter(|commit| commit.is_ours).count(), 1);
-        assert!(commits.iter().all(|commit| commit.manifest == commits[0].manifest));
+        assert!(
+            commits
+                .iter()
+                .all(|commit| commit.manifest == commits[0].manifest)
+        );
     }
 
     #[test]
@@ -219,12 +286,19 @@ mod tests {
         store.commit(&first).unwrap();
         let part = folder.path().join(layout::part(&Digest::of(b"part")));
         std::fs::write(&part, b"pa").unwrap();
-        assert!(matches!(store.lookup(&first.key).unwrap(), Lookup::Broken(reason) if reason.contains("2 bytes instead of 4")));
+        assert!(
+            matches!(store.lookup(&first.key).unwrap(), Lookup::Broken(reason) if reason.contains("2 bytes instead of 4"))
+        );
         std::fs::remove_file(&part).unwrap();
-        assert!(matches!(store.lookup(&first.key).unwrap(), Lookup::Broken(reason) if reason.contains("missing")));
+        assert!(
+            matches!(store.lookup(&first.key).unwrap(), Lookup::Broken(reason) if reason.contains("missing"))
+        );
         let second = manifest(&store, b"other part", "second");
         assert!(store.commit(&second).unwrap().is_ours);
-        assert_eq!(store.lookup(&second.key).unwrap(), Lookup::Hit(Box::new(second)));
+        assert_eq!(
+            store.lookup(&second.key).unwrap(),
+            Lookup::Hit(Box::new(second))
+        );
     }
 
     #[test]
@@ -232,8 +306,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         let ours = manifest(&store, b"part", "ours");
-        store.create(&layout::manifest(&ours.key), "{ half".as_bytes().to_vec()).unwrap();
-        assert!(matches!(store.lookup(&ours.key).unwrap(), Lookup::Broken(_)));
+        store
+            .create(&layout::manifest(&ours.key), "{ half".as_bytes().to_vec())
+            .unwrap();
+        assert!(matches!(
+            store.lookup(&ours.key).unwrap(),
+            Lookup::Broken(_)
+        ));
         assert!(store.commit(&ours).unwrap().is_ours);
     }
 }

@@ -11,7 +11,7 @@ impl Store {
     /// When the store fails.
     pub fn put_media(&self, bytes: &[u8]) -> Result<String> {
         let digest = Digest::of(bytes).to_string();
-        self.create(&layout::media(&digest), bytes.to_vec())?;
+        self.create_content(&layout::media(&digest), bytes.to_vec())?;
         Ok(digest)
     }
 
@@ -23,7 +23,10 @@ impl Store {
         let path = layout::media(digest);
         let bytes = self.get(&path)?;
         if Digest::of(&bytes).as_str() != digest {
-            return Err(StoreError::Corrupt { path, message: "its bytes do not have the digest that it is named by".to_owned() });
+            return Err(StoreError::Corrupt {
+                path,
+                message: "its bytes do not have the digest that it is named by".to_owned(),
+            });
         }
         Ok(bytes.to_vec())
     }
@@ -41,6 +44,9 @@ mod tests {
         assert_eq!(store.put_media(b"an image").unwrap(), digest);
         assert_eq!(store.media(&digest).unwrap(), b"an image");
         std::fs::write(folder.path().join("v1/media").join(&digest), b"another").unwrap();
-        assert!(matches!(store.media(&digest), Err(StoreError::Corrupt { .. })));
+        assert!(matches!(
+            store.media(&digest),
+            Err(StoreError::Corrupt { .. })
+        ));
     }
 }

@@ -19,17 +19,24 @@ impl Store {
     pub fn import_model(&self, folder: &Path) -> Result<ModelFolder> {
         let files = folder_files(folder)?;
         if files.is_empty() {
-            return Err(StoreError::Rows(format!("no model in {}: the folder has no files", folder.display())));
+            return Err(StoreError::Rows(format!(
+                "no model in {}: the folder has no files",
+                folder.display()
+            )));
         }
         let digest = folder_digest(&files);
-        let model = ModelFolder { path: layout::model(&digest), digest, files };
+        let model = ModelFolder {
+            path: layout::model(&digest),
+            digest,
+            files,
+        };
         for file in &model.files {
             let (from, to) = (folder.join(&file.name), object(&model, file));
             if file.bytes > ONE_PUT_BYTES {
                 self.create_from_file(&to, &from, file.bytes)?;
             } else if self.size(&to)? != Some(file.bytes) {
                 let bytes = std::fs::read(&from).map_err(StoreError::file("read", &from))?;
-                self.create(&to, bytes)?;
+                self.create_content(&to, bytes)?;
             }
         }
         Ok(model)
@@ -78,14 +85,17 @@ impl Store {
         for file in &model.files {
             let (from, to) = (object(model, file), folder.join(&file.name));
             if let Some(parent) = to.parent() {
-                std::fs::create_dir_all(parent).map_err(StoreError::file("make the folder", parent))?;
+                std::fs::create_dir_all(parent)
+                    .map_err(StoreError::file("make the folder", parent))?;
             }
             match self.local_path(&from) {
                 Some(source) => {
                     self.check_size(&from, file.bytes)?;
                     std::fs::copy(source, &to).map_err(StoreError::file("write", &to))?;
                 }
-                None => std::fs::write(&to, self.get(&from)?).map_err(StoreError::file("write", &to))?,
+                None => {
+                    std::fs::write(&to, self.get(&from)?).map_err(StoreError::file("write", &to))?
+                }
             }
         }
         Ok(())
@@ -94,10 +104,13 @@ impl Store {
     fn check_size(&self, path: &str, bytes: u64) -> Result<()> {
         match self.size(path)? {
             Some(size) if size == bytes => Ok(()),
-            Some(size) => {
-                Err(StoreError::Corrupt { path: path.to_owned(), message: format!("it has {size} bytes instead of {bytes}") })
-            }
-            None => Err(StoreError::NotFound { path: path.to_owned() }),
+            Some(size) => Err(StoreError::Corrupt {
+                path: path.to_owned(),
+                message: format!("it has {size} bytes instead of {bytes}"),
+            }),
+            None => Err(StoreError::NotFound {
+                path: path.to_owned(),
+            }),
         }
     }
 }
@@ -122,14 +135,23 @@ mod tests {
     fn a_model_goes_in_and_comes_out_of_any_store() {
         let source = folder();
         let disk = tempfile::tempdir().unwrap();
-        for store in [Store::open("memory://").unwrap(), Store::open(disk.path().to_str().unwrap()).unwrap()] {
+        for store in [
+            Store::open("memory://").unwrap(),
+            Store::open(disk.path().to_str().unwrap()).unwrap(),
+        ] {
             let model = store.import_model(source.path()).unwrap();
             assert_eq!(store.import_model(source.path()).unwrap(), model);
             let local = store.local_model_folder(&model).unwrap();
-            assert_eq!(std::fs::read(local.join("model.safetensors")).unwrap(), [7_u8; 1000]);
+            assert_eq!(
+                std::fs::read(local.join("model.safetensors")).unwrap(),
+                [7_u8; 1000]
+            );
             let copy = tempfile::tempdir().unwrap();
             store.copy_model(&model, &copy.path().join("out")).unwrap();
-            assert_eq!(store.import_model(&copy.path().join("out")).unwrap().digest, model.digest);
+            assert_eq!(
+                store.import_model(&copy.path().join("out")).unwrap().digest,
+                model.digest
+            );
         }
     }
 
@@ -138,7 +160,11 @@ mod tests {
         let disk = tempfile::tempdir().unwrap();
         let store = Store::open(disk.path().to_str().unwrap()).unwrap();
         let model = store.import_model(folder().path()).unwrap();
-        std::fs::write(disk.path().join(&model.path).join("model.safetensors"), [7_u8; 10]).unwrap();
+        std::fs::write(
+            disk.path().join(&model.path).join("model.safetensors"),
+            [7_u8; 10],
+        )
+        .unwrap();
         let error = store.local_model_folder(&model).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
@@ -147,6 +173,12 @@ mod tests {
     fn a_folder_without_files_is_no_model() {
         let store = Store::open("memory://").unwrap();
         let empty = tempfile::tempdir().unwrap();
-        assert!(store.import_model(empty.path()).unwrap_err().to_string().contains("has no files"));
+        assert!(
+            store
+                .import_model(empty.path())
+                .unwrap_err()
+                .to_string()
+                .contains("has no files")
+        );
     }
 }

@@ -20,17 +20,26 @@ impl Run {
     /// `done`, `failed`, `interrupted`, or `unfinished` for a run that has not said how it ended.
     #[must_use]
     pub fn status(&self) -> &str {
-        self.ended.as_ref().map_or("unfinished", |ended| &ended.status)
+        self.ended
+            .as_ref()
+            .map_or("unfinished", |ended| &ended.status)
     }
 }
 
 /// A fresh identity for a run: sorts by time, with digits against two runs in one instant.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "runs sort by the time of their start")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "runs sort by the time of their start"
+)]
 pub fn new_run_id() -> String {
     let now = Utc::now();
     let unique = format!("{} {:?}", std::process::id(), now);
-    format!("{}-{}", now.format("%Y%m%dT%H%M%S%3fZ"), &blake3::hash(unique.as_bytes()).to_hex().as_str()[..6])
+    format!(
+        "{}-{}",
+        now.format("%Y%m%dT%H%M%S%3fZ"),
+        &blake3::hash(unique.as_bytes()).to_hex().as_str()[..6]
+    )
 }
 
 impl Store {
@@ -39,7 +48,11 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub fn record_start(&self, started: &RunStarted) -> Result<()> {
-        self.create_json(&format!("{}/started.json", layout::run(&started.run)), started).map(|_| ())
+        self.create_json(
+            &format!("{}/started.json", layout::run(&started.run)),
+            started,
+        )
+        .map(|_| ())
     }
 
     /// Records that a stage ended; `index` is its place in topological order.
@@ -47,7 +60,15 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub fn record_stage(&self, run: &str, index: usize, record: &StageRecord) -> Result<()> {
-        self.create_json(&format!("{}/stages/{index:03}-{}.json", layout::run(run), record.stage), record).map(|_| ())
+        self.create_json(
+            &format!(
+                "{}/stages/{index:03}-{}.json",
+                layout::run(run),
+                record.stage
+            ),
+            record,
+        )
+        .map(|_| ())
     }
 
     /// Records that a run ended.
@@ -55,7 +76,8 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub fn record_end(&self, ended: &RunEnded) -> Result<()> {
-        self.create_json(&format!("{}/ended.json", layout::run(&ended.run)), ended).map(|_| ())
+        self.create_json(&format!("{}/ended.json", layout::run(&ended.run)), ended)
+            .map(|_| ())
     }
 
     /// Identities of all runs, the oldest first.
@@ -73,16 +95,26 @@ impl Store {
     pub fn run(&self, run: &str) -> Result<Run> {
         let folder = layout::run(run);
         let started = self.get_json(&format!("{folder}/started.json"))?;
-        let mut paths: Vec<String> =
-            self.list(&format!("{folder}/stages"))?.into_iter().map(|meta| meta.location.to_string()).collect();
+        let mut paths: Vec<String> = self
+            .list(&format!("{folder}/stages"))?
+            .into_iter()
+            .map(|meta| meta.location.to_string())
+            .collect();
         paths.sort();
-        let stages = paths.iter().map(|path| self.get_json(path)).collect::<Result<_>>()?;
+        let stages = paths
+            .iter()
+            .map(|path| self.get_json(path))
+            .collect::<Result<_>>()?;
         let ended = match self.get_json(&format!("{folder}/ended.json")) {
             Ok(ended) => Some(ended),
             Err(StoreError::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(Run { started, stages, ended })
+        Ok(Run {
+            started,
+            stages,
+            ended,
+        })
     }
 
     /// All runs, the oldest first; a run whose first record is missing or damaged is left out.
@@ -140,9 +172,18 @@ mod tests {
         store.record_stage(&run, 1, &stage("a")).unwrap();
         store.record_stage(&run, 0, &stage("b")).unwrap();
         assert_eq!(store.run(&run).unwrap().status(), "unfinished");
-        let ended = RunEnded { run: run.clone(), ended: String::new(), status: "done".to_owned(), seconds: 1.0 };
+        let ended = RunEnded {
+            run: run.clone(),
+            ended: String::new(),
+            status: "done".to_owned(),
+            seconds: 1.0,
+        };
         store.record_end(&ended).unwrap();
-        let expected = Run { started, stages: vec![stage("b"), stage("a")], ended: Some(ended) };
+        let expected = Run {
+            started,
+            stages: vec![stage("b"), stage("a")],
+            ended: Some(ended),
+        };
         assert_eq!(store.runs().unwrap(), [expected]);
         assert_eq!(store.list_runs().unwrap(), [run]);
     }

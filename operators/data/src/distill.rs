@@ -107,7 +107,7 @@ impl OperatorConfig for Distill {
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
         if self.keep.count() == 0 {
             return Err(vec![
-                Fault::at("bad-value", "keep", "`keep` keeps 0 rollouts of a prompt")
+                Fault::at("wrong-value", "keep", "`keep` keeps 0 rollouts of a prompt")
                     .with_help("write 1 or more"),
             ]);
         }

@@ -58,7 +58,7 @@ impl OperatorConfig for FilterByPassRate {
 
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
         if self.min_samples == Some(0) {
-            let fault = Fault::at("bad-value", "min-samples", "`min-samples` is 0")
+            let fault = Fault::at("wrong-value", "min-samples", "`min-samples` is 0")
                 .with_help("write 1 or more, or leave it out");
             return Err(vec![fault]);
         }

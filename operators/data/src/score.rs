@@ -41,7 +41,7 @@ impl OperatorConfig for Score {
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
         if let Err(error @ ScoreError::NotFinite { name, .. }) = self.0.check() {
             return Err(vec![
-                Fault::at("bad-value", name, error.to_string())
+                Fault::at("wrong-value", name, error.to_string())
                     .with_help("write a number such as 0.5"),
             ]);
         }

@@ -112,7 +112,7 @@ impl OperatorConfig for Source {
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
         if self.limit == Some(0) {
             return Err(vec![
-                Fault::at("bad-value", "limit", "`limit` is 0")
+                Fault::at("wrong-value", "limit", "`limit` is 0")
                     .with_help("write 1 or more, or leave it out"),
             ]);
         }
@@ -234,7 +234,7 @@ impl Reader<'_> {
         let pictures = self.pictures(batch, columns.images_in(batch.schema_ref()), first, io)?;
         let mut messages = MessagesBuilder::default();
         let mut prompt_ids = LargeStringBuilder::new();
-        for row in 0..batch.num_rows() {
+        for (row, pictures) in pictures.iter().enumerate() {
             let place = |message: String| self.fault(first + row, &message);
             let problem = filled(&problems, row)
                 .ok_or_else(|| place(format!("column `{}` has no text", columns.problem)))?;
@@ -251,14 +251,14 @@ impl Reader<'_> {
                         .ok_or_else(|| place(format!("column `{name}` has no id")))?
                         .to_owned()
                 }
-                None => content_id(problem, answer, &pictures[row]),
+                None => content_id(problem, answer, pictures),
             };
             if let Some(system) = &self.config.system {
                 messages.message("system");
                 messages.text(system);
             }
             messages.message("user");
-            add_problem(&mut messages, problem, &pictures[row]).map_err(place)?;
+            add_problem(&mut messages, problem, pictures).map_err(place)?;
             messages.end_row();
             self.remember(&id, first + row)?;
             prompt_ids.append_value(id);

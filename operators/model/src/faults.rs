@@ -3,7 +3,7 @@
 use engine_core::Fault;
 
 /// Code of a value that is out of range.
-const INVALID_VALUE: &str = "invalid-value";
+const INVALID_VALUE: &str = "wrong-value";
 
 /// Faults found so far.
 #[derive(Debug, Default)]

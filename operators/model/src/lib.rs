@@ -2,6 +2,7 @@
 
 pub mod advantage;
 pub mod augment;
+pub mod cast_model;
 mod columns;
 mod epoch_order;
 mod faults;
@@ -26,6 +27,7 @@ use engine_core::Registry;
 /// Adds every operator of this crate.
 pub fn register(registry: &mut Registry) {
     augment::register(registry);
+    cast_model::register(registry);
     init_model::register(registry);
     load_model::register(registry);
     rl_train::register(registry);

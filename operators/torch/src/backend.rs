@@ -4,14 +4,13 @@ use std::path::Path;
 
 use engine_core::error::ModelError;
 use engine_core::policy::{LoadOptions, ModelBackend, ModelInfo, Policy};
-use tch::Device;
 
 use crate::allocator::keep_freed_memory;
 use crate::config::FAMILY;
 use crate::device::{self, DeviceChoice};
 use crate::guard::guarded;
 use crate::init;
-use crate::policy::TorchPolicy;
+use crate::policy::{Place, TorchPolicy};
 
 /// The libtorch that this crate is built against.
 const LIBTORCH: &str = "libtorch 2.11.0";
@@ -19,11 +18,12 @@ const LIBTORCH: &str = "libtorch 2.11.0";
 /// Models on libtorch, on one device.
 #[derive(Debug)]
 pub struct TorchBackend {
-    device: Device,
+    place: Place,
 }
 
 impl TorchBackend {
-    /// Opens the device. `threads` bounds the threads of CPU work; `None` leaves libtorch's default, one per core.
+    /// Opens the device. `threads` is the number of threads of CPU work; `None` is one for each core. Results do not
+    /// depend on it.
     ///
     /// # Errors
     /// When a GPU is asked for and cannot be used.
@@ -31,28 +31,28 @@ impl TorchBackend {
         guarded(|| {
             keep_freed_memory();
             let device = choice.resolve()?;
-            if let Some(threads) = threads {
-                tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
-            }
-            tracing::debug!(
-                device = device::name(device),
-                threads = tch::get_num_threads(),
-                "opened libtorch"
-            );
-            Ok(Self { device })
+            let threads = threads.map_or_else(available_threads, |threads| threads.max(1));
+            // Batches are spread over our own threads; an operation runs on one.
+            tch::set_num_threads(1);
+            tracing::debug!(device = device::name(device), threads, "opened libtorch");
+            Ok(Self {
+                place: Place { device, threads },
+            })
         })
     }
 }
 
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 impl ModelBackend for TorchBackend {
     fn describe(&self) -> String {
-        format!("{LIBTORCH} {}", device::name(self.device))
+        format!("{LIBTORCH} {}", device::name(self.place.device))
     }
 
     fn load(&self, folder: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
-        guarded(
-            || Ok(Box::new(TorchPolicy::load(folder, options, self.device)?) as Box<dyn Policy>),
-        )
+        guarded(|| Ok(Box::new(TorchPolicy::load(folder, options, self.place)?) as Box<dyn Policy>))
     }
 
     fn initialise(
@@ -65,7 +65,7 @@ impl ModelBackend for TorchBackend {
         Ok(ModelInfo {
             family: FAMILY.to_owned(),
             parameters,
-            device: device::name(self.device),
+            device: device::name(self.place.device),
         })
     }
 }

@@ -19,8 +19,14 @@ use crate::model::prompt::Prefilled;
 use crate::model::rope::language_rope;
 use crate::model::{Model, indices};
 
-/// Token positions, padding included, that one micro-batch may have; bounds the memory of activations.
+/// Token positions, padding included, that one micro-batch may have on a GPU; bounds the memory of activations.
 const MICRO_BATCH_TOKENS: usize = 16_384;
+/// The same on the CPU, where a micro-batch is one thread's work.
+const CPU_MICRO_BATCH_TOKENS: usize = 4096;
+/// Below this many token positions a micro-batch costs more to start than another thread saves.
+const CPU_SMALLEST_JOB: usize = 1024;
+/// Micro-batches that a call on the CPU is cut into, if it is neither small nor large.
+const CPU_JOBS: usize = 4;
 /// Logits that are held at a time.
 const LOGIT_CHUNK: i64 = 1 << 24;
 
@@ -81,6 +87,14 @@ pub(crate) fn micro_batches(
         ));
     }
     order.sort_unstable();
+    let limit = if model.device.is_cuda() {
+        MICRO_BATCH_TOKENS
+    } else {
+        let own = |(prompt, first, completion, index): &(usize, usize, usize, usize)| {
+            completion + prompt / 4 + if first == index { *prompt } else { 0 }
+        };
+        cpu_limit(order.iter().map(own).sum())
+    };
     let mut batches = Vec::new();
     let mut batch = MicroBatch::default();
     let mut last_prompt = None;
@@ -89,7 +103,7 @@ pub(crate) fn micro_batches(
         let mut fresh = last_prompt != Some(first);
         let (prompt, completion) = (sequence.prompt.token_ids.len(), sequence.completion.len());
         if !batch.rows.is_empty()
-            && batch.tokens_with(usize::from(fresh), prompt, completion) > MICRO_BATCH_TOKENS
+            && batch.tokens_with(usize::from(fresh), prompt, completion) > limit
         {
             batches.push(std::mem::take(&mut batch));
             fresh = true;
@@ -110,6 +124,18 @@ pub(crate) fn micro_batches(
         batches.push(batch);
     }
     Ok(batches)
+}
+
+/// Token positions of a micro-batch on the CPU, for a call with this many. It depends on the data alone, so that the
+/// number of threads changes no result.
+fn cpu_limit(tokens: usize) -> usize {
+    let jobs = match tokens / CPU_SMALLEST_JOB {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        _ => CPU_JOBS,
+    };
+    // Padding is not in the sum, so leave room for it.
+    (tokens / jobs * 5 / 4 + 1).min(CPU_MICRO_BATCH_TOKENS)
 }
 
 /// Hidden states that predict each completion token: `[n, w]`, sequence after sequence.

@@ -3,10 +3,13 @@
 //! Requests wait in a queue. Whenever enough slots are free, waiting requests enter: each distinct prompt is run once
 //! and its keys and values are copied to the slots of its samples. Each step decodes one token for every sequence
 //! in the batch; sequences that ended leave it at once, and the last slots move into the gaps.
+//!
+//! On the CPU the requests are cut into shards, each decoded by one thread.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::collections::btree_map::Entry;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use engine_core::error::ModelError;
@@ -21,6 +24,7 @@ use crate::model::cache::Cache;
 use crate::model::position::Positions;
 use crate::model::rope::{Rope, language_rope};
 use crate::model::{Model, indices};
+use crate::parallel;
 use crate::philox::token_uniform;
 use crate::sampling::{Draws, draw};
 
@@ -28,6 +32,10 @@ use crate::sampling::{Draws, draw};
 const PREFILL_TOKENS: usize = 16_384;
 /// New sequences enter when this share of the slots is free, so that prompts are run in batches.
 const REFILL_SHARE: usize = 4;
+
+/// Requests that one thread decodes together on the CPU: a quarter of a call within these bounds. It depends on the
+/// requests alone, so that the number of threads changes no result.
+const CPU_SHARD: RangeInclusive<usize> = 64..=256;
 
 /// A sequence in the batch.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +64,107 @@ struct Decoder<'a> {
     progress: GenerationProgress,
 }
 
-/// Samples one completion for each request, in their order.
+/// Samples one completion for each request, in their order, with one thread for each of `models`.
 ///
 /// # Errors
 /// As `Policy::generate`.
 pub(crate) fn generate(
-    model: &Model,
+    models: Vec<Model>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
     progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
 ) -> Result<Vec<Completion>, ModelError> {
-    if requests.is_empty() {
-        return Ok(Vec::new());
+    let one_shard = models.iter().any(|model| model.device.is_cuda());
+    let largest = if one_shard {
+        requests.len()
+    } else {
+        (requests.len() / 4).clamp(*CPU_SHARD.start(), *CPU_SHARD.end())
+    };
+    let shards = shards(requests, largest);
+    let mut completions: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
+    let mut total = GenerationProgress::default();
+    parallel::run(
+        models,
+        shards.len(),
+        |model, shard, reporter| {
+            let requests: Vec<GenerationRequest> = shards[shard]
+                .iter()
+                .map(|index| requests[*index].clone())
+                .collect();
+            let mut before = GenerationProgress::default();
+            let report = &mut |now: GenerationProgress| {
+                let fresh = GenerationProgress {
+                    sequences: now.sequences - before.sequences,
+                    tokens: now.tokens - before.tokens,
+                };
+                before = now;
+                reporter.report(fresh)
+            };
+            tch::no_grad(|| decode(model, &requests, params, report))
+        },
+        |fresh: GenerationProgress| {
+            total.sequences += fresh.sequences;
+            total.tokens += fresh.tokens;
+            unguarded(|| progress(total)).is_continue()
+        },
+        |shard, done| {
+            for (index, completion) in shards[shard].iter().zip(done) {
+                completions[*index] = Some(completion);
+            }
+        },
+    )?;
+    Ok(completions
+        .into_iter()
+        .map(|completion| completion.expect("every request is in a shard"))
+        .collect())
+}
+
+/// Indices of the requests that are decoded together, of about equal numbers. Prompts of similar length come together,
+/// and so do the samples of a prompt as far as a shard holds them.
+fn shards(requests: &[GenerationRequest], largest: usize) -> Vec<Vec<usize>> {
+    let mut first_use: BTreeMap<*const TokenizedPrompt, usize> = BTreeMap::new();
+    let mut order: Vec<(usize, usize, usize)> = requests
+        .iter()
+        .enumerate()
+        .map(|(index, request)| {
+            let first = *first_use
+                .entry(Arc::as_ptr(&request.prompt))
+                .or_insert(index);
+            (request.prompt.token_ids.len(), first, index)
+        })
+        .collect();
+    order.sort_unstable();
+    let count = requests.len().div_ceil(largest.max(1)).max(1);
+    let target = requests.len().div_ceil(count);
+    let mut shards: Vec<Vec<usize>> = Vec::new();
+    let mut last = None;
+    for (place, (_, first, index)) in order.iter().enumerate() {
+        let samples = order[place..]
+            .iter()
+            .take_while(|other| other.1 == *first)
+            .count();
+        let filled = shards.last().map_or(target, Vec::len);
+        if filled >= target
+            || (last != Some(*first) && filled + samples > target && samples <= target)
+        {
+            shards.push(Vec::new());
+        }
+        shards
+            .last_mut()
+            .expect("the first request opens a shard")
+            .push(*index);
+        last = Some(*first);
     }
+    shards
+}
+
+/// Decodes requests together on one thread; `report` gets the sums so far and returns whether to go on.
+fn decode(
+    model: &Model,
+    requests: &[GenerationRequest],
+    params: &SamplingParams,
+    report: &mut dyn FnMut(GenerationProgress) -> bool,
+) -> Result<Vec<Completion>, ModelError> {
     if params.max_new_tokens == 0 {
         return Err(ModelError::Input(
             "max_new_tokens is 0; ask for at least one token".to_owned(),
@@ -78,8 +174,7 @@ pub(crate) fn generate(
     while !(decoder.rows.is_empty() && decoder.waiting.is_empty()) {
         decoder.admit()?;
         decoder.step()?;
-        let report = decoder.progress;
-        if unguarded(|| progress(report)).is_break() {
+        if !report(decoder.progress) {
             return Err(ModelError::Interrupted);
         }
     }
@@ -93,25 +188,16 @@ impl<'a> Decoder<'a> {
         params: &'a SamplingParams,
     ) -> Result<Self, ModelError> {
         let mut positions = BTreeMap::new();
-        let mut order = Vec::with_capacity(requests.len());
-        let mut first_use: BTreeMap<*const TokenizedPrompt, usize> = BTreeMap::new();
         let mut longest = 0;
-        for (index, request) in requests.iter().enumerate() {
+        for request in requests {
             let key = Arc::as_ptr(&request.prompt);
-            let first = *first_use.entry(key).or_insert(index);
-            if first == index {
-                positions.insert(
-                    key,
-                    model.check_prompt(&request.prompt, params.max_new_tokens)?,
-                );
+            if let Entry::Vacant(entry) = positions.entry(key) {
+                entry.insert(model.check_prompt(&request.prompt, params.max_new_tokens)?);
             }
             longest = longest.max(request.prompt.token_ids.len());
-            order.push((request.prompt.token_ids.len(), first, index));
         }
-        // Prompts of similar length run together, samples of one prompt stay together.
-        order.sort_unstable();
         let text = &model.config.text;
-        let slots = params.max_concurrent.clamp(1, requests.len());
+        let slots = params.max_concurrent.clamp(1, requests.len().max(1));
         let capacity = longest + params.max_new_tokens;
         let places: Vec<[i64; 3]> = (0..capacity as i64).map(|place| [place; 3]).collect();
         let options = (model.kind, model.device);
@@ -125,7 +211,8 @@ impl<'a> Decoder<'a> {
             requests,
             params,
             positions,
-            waiting: order.into_iter().map(|(_, _, index)| index).collect(),
+            // Shards come in order of prompt length, samples of one prompt together.
+            waiting: (0..requests.len()).collect(),
             slots,
             cache: Cache::new(
                 text.layers,
@@ -152,7 +239,7 @@ impl<'a> Decoder<'a> {
             }
             let start = self.rows.len();
             self.prefill_some(free)?;
-            self.leave(start)?;
+            self.leave(start);
         }
     }
 
@@ -235,7 +322,8 @@ impl<'a> Decoder<'a> {
         }
         let logits = self.model.language.logits(&hidden);
         self.sample(0, &logits)?;
-        self.leave(0)
+        self.leave(0);
+        Ok(())
     }
 
     /// Samples a token for each row from `start` on and records it.
@@ -265,7 +353,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Takes rows from `start` on that ended out of the batch and closes the gaps with the last rows.
-    fn leave(&mut self, start: usize) -> Result<(), ModelError> {
+    fn leave(&mut self, start: usize) {
         let mut slots: Vec<i64> = (0..self.rows.len() as i64).collect();
         let mut place = start;
         while place < self.rows.len() {
@@ -293,6 +381,5 @@ impl<'a> Decoder<'a> {
         let (to, from): (Vec<i64>, Vec<i64>) = moved.map(|(to, from)| (to as i64, *from)).unzip();
         let longest = self.rows.iter().map(|row| row.cached).max().unwrap_or(0);
         self.cache.relocate(&from, &to, longest);
-        Ok(())
     }
 }

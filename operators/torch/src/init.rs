@@ -32,7 +32,7 @@ pub(crate) fn initialise(
                 vec![0.0_f32; usize::try_from(part.numel()).expect("sizes are positive")];
             match parameter.init {
                 Init::Normal(scale) => {
-                    philox::fill_normal(seed::derive(seed, &part.name), scale, &mut values)
+                    philox::fill_normal(seed::derive(seed, &part.name), scale, &mut values);
                 }
                 Init::Ones => values.fill(1.0),
                 Init::Zeros => {}

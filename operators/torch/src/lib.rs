@@ -14,6 +14,7 @@ mod layout;
 mod loss;
 mod model;
 mod optimizer;
+mod parallel;
 mod parameters;
 mod philox;
 mod policy;

@@ -1,4 +1,4 @@
-//! Gradient buffers and AdamW over flat buffers.
+//! Gradient buffers and `AdamW` over flat buffers.
 //!
 //! Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization". State is in 32 bits; 16-bit weights
 //! have 32-bit masters.
@@ -16,16 +16,13 @@ pub(crate) struct Gradients {
 }
 
 impl Gradients {
-    /// Adds the gradients of the trained weights, in the order of [`Parameters::trained`]. An undefined tensor is
+    /// Gathers the gradients of the trained weights, in the order of [`Parameters::trained`]. An undefined tensor is
     /// a weight that the loss did not depend on.
-    pub(crate) fn add(&mut self, weights: &Parameters, gradients: &[Tensor]) {
-        if self.buffers.is_empty() {
-            self.buffers = trained(weights)
-                .map(|bucket| bucket.flat.zeros_like().to_kind(state_kind(bucket)))
-                .collect();
-        }
+    pub(crate) fn collect(weights: &Parameters, gradients: &[Tensor]) -> Self {
         let mut gradients = gradients.iter();
-        for (bucket, buffer) in trained(weights).zip(&self.buffers) {
+        let collect = |bucket: &Bucket| {
+            let options = (state_kind(bucket), bucket.flat.device());
+            let buffer = Tensor::zeros(bucket.flat.size(), options);
             let mut offset = 0;
             for member in &bucket.members {
                 let count = weights.list[*member].numel();
@@ -33,12 +30,16 @@ impl Gradients {
                     .next()
                     .expect("one gradient for each trained weight");
                 if gradient.defined() {
-                    let _ = buffer
+                    buffer
                         .narrow(0, offset, count)
-                        .g_add_(&gradient.flatten(0, -1));
+                        .copy_(&gradient.flatten(0, -1));
                 }
                 offset += padded(count);
             }
+            buffer
+        };
+        Self {
+            buffers: trained(weights).map(collect).collect(),
         }
     }
 
@@ -49,7 +50,7 @@ impl Gradients {
             return;
         }
         for (mine, theirs) in self.buffers.iter_mut().zip(&other.buffers) {
-            let _ = mine.g_add_(theirs);
+            *mine += theirs;
         }
     }
 
@@ -77,7 +78,7 @@ impl Gradients {
     }
 }
 
-/// AdamW state of a model.
+/// `AdamW` state of a model.
 #[derive(Debug)]
 pub(crate) struct AdamW {
     options: TrainOptions,
@@ -147,18 +148,16 @@ impl AdamW {
         for ((bucket, state), gradient) in buckets.zip(&mut self.states).zip(&mut gradients.buffers)
         {
             if shrink < 1.0 {
-                let _ = gradient.g_mul_scalar_(shrink);
+                *gradient *= shrink;
             }
-            let _ = state.first.lerp_(gradient, 1.0 - beta1);
-            let _ = state.second.lerp_(&gradient.square_(), 1.0 - beta2);
+            state.first = state.first.lerp_(gradient, 1.0 - beta1);
+            state.second = state.second.lerp_(&gradient.square_(), 1.0 - beta2);
             let denominator = (&state.second / correction2).sqrt_().g_add_scalar_(epsilon);
             if bucket.matrices && weight_decay != 0.0 {
-                let _ = state
-                    .master
-                    .g_mul_scalar_(1.0 - learning_rate * weight_decay);
+                state.master *= 1.0 - learning_rate * weight_decay;
             }
             let step = (&state.first / denominator).g_mul_scalar_(-learning_rate / correction1);
-            let _ = state.master.g_add_(&step);
+            state.master += step;
             if bucket.flat.kind() != state.master.kind() {
                 bucket.flat.copy_(&state.master);
             }

@@ -40,8 +40,9 @@ impl<T, P> Reporter<'_, T, P> {
     }
 }
 
-/// Runs `jobs` jobs on one thread for each worker and returns their results in order. `report` gets what jobs report
-/// and returns whether to go on. With one worker or one job everything runs on the calling thread.
+/// Runs `jobs` jobs on one thread for each worker. `report` gets what jobs report and returns whether to go on; `take`
+/// gets the results in the order of the jobs, as soon as that order allows. With one worker or one job everything
+/// runs on the calling thread.
 ///
 /// # Errors
 /// That of the first job, in their order, that failed.
@@ -50,20 +51,30 @@ pub(crate) fn run<W: Send, T: Send, P: Send>(
     jobs: usize,
     work: impl Fn(&W, usize, &mut Reporter<'_, T, P>) -> Result<T, ModelError> + Sync,
     mut report: impl FnMut(P) -> bool,
-) -> Result<Vec<T>, ModelError> {
+    mut take: impl FnMut(usize, T),
+) -> Result<(), ModelError> {
     if workers.len() <= 1 || jobs <= 1 {
         let worker = workers.pop().expect("there is a worker");
-        let mut reporter = Reporter { target: Target::Caller(&mut report) };
-        return (0..jobs).map(|job| work(&worker, job, &mut reporter)).collect();
+        for job in 0..jobs {
+            let mut reporter = Reporter {
+                target: Target::Caller(&mut report),
+            };
+            take(job, work(&worker, job, &mut reporter)?);
+        }
+        return Ok(());
     }
     let (stop, next) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (sender, receiver) = channel();
-    let mut done = BTreeMap::new();
+    let mut early = BTreeMap::new();
+    let (mut taken, mut refused) = (0, false);
+    let mut failures = BTreeMap::new();
     std::thread::scope(|scope| {
         for worker in workers {
             let (sender, stop, next, work) = (sender.clone(), &stop, &next, &work);
             scope.spawn(move || {
-                let mut reporter = Reporter { target: Target::Channel(sender.clone(), stop) };
+                let mut reporter = Reporter {
+                    target: Target::Channel(sender.clone(), stop),
+                };
                 while !stop.load(Ordering::Relaxed) {
                     let job = next.fetch_add(1, Ordering::Relaxed);
                     if job >= jobs {
@@ -83,11 +94,19 @@ pub(crate) fn run<W: Send, T: Send, P: Send>(
         drop(sender);
         for message in receiver {
             match message {
-                Message::Done(job, result) => {
-                    done.insert(job, result);
+                Message::Done(job, Ok(result)) => {
+                    early.insert(job, result);
+                    while let Some(result) = early.remove(&taken) {
+                        take(taken, result);
+                        taken += 1;
+                    }
+                }
+                Message::Done(job, Err(error)) => {
+                    failures.insert(job, error);
                 }
                 Message::Progress(progress) => {
                     if !report(progress) {
+                        refused = true;
                         stop.store(true, Ordering::Relaxed);
                     }
                 }
@@ -95,12 +114,14 @@ pub(crate) fn run<W: Send, T: Send, P: Send>(
         }
     });
     // Jobs that broke off because of another's failure say that they were interrupted; the cause comes first.
-    let cause = done.values_mut().find(|result| !matches!(result, Ok(_) | Err(ModelError::Interrupted)));
-    if let Some(cause) = cause {
-        return std::mem::replace(cause, Err(ModelError::Interrupted)).map(|_| Vec::new());
+    let cause = failures
+        .into_values()
+        .find(|error| !matches!(error, ModelError::Interrupted));
+    match cause {
+        Some(cause) => Err(cause),
+        None if taken == jobs && !refused => Ok(()),
+        None => Err(ModelError::Interrupted),
     }
-    let results = done.into_values().collect::<Result<Vec<T>, ModelError>>()?;
-    if results.len() == jobs { Ok(results) } else { Err(ModelError::Interrupted) }
 }
 
 #[cfg(test)]
@@ -110,8 +131,8 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_jobs() {
         for threads in [1, 3] {
-            let mut seen = 0;
-            let results = run(
+            let (mut seen, mut results) = (0, Vec::new());
+            let outcome = run(
                 vec![(); threads],
                 20,
                 |(), job, reporter| {
@@ -122,8 +143,10 @@ mod tests {
                     seen += progress;
                     true
                 },
+                |_, result| results.push(result),
             );
-            assert_eq!(results.unwrap(), (0..20).map(|job| job * 2).collect::<Vec<_>>());
+            assert!(outcome.is_ok());
+            assert_eq!(results, (0..20).map(|job| job * 2).collect::<Vec<_>>());
             assert_eq!(seen, 20);
         }
     }
@@ -135,14 +158,21 @@ mod tests {
             _ if reporter.report(()) => Ok(job),
             _ => Err(ModelError::Interrupted),
         };
-        let error = run(vec![(); 3], 50, failing, |()| true).unwrap_err();
+        let error = run(vec![(); 3], 50, failing, |()| true, |_, _| ()).unwrap_err();
         assert!(matches!(error, ModelError::NonFinite(_)), "{error}");
         let panics = |(): &(), _: usize, _: &mut Reporter<'_, (), ()>| panic!("broken job");
-        let error = run(vec![(); 2], 4, panics, |()| true).unwrap_err();
+        let error = run(vec![(); 2], 4, panics, |()| true, |_, ()| ()).unwrap_err();
         assert_eq!(error.to_string(), "libtorch: broken job");
         let idle = |(): &(), _: usize, reporter: &mut Reporter<'_, (), ()>| {
-            if reporter.report(()) { Ok(()) } else { Err(ModelError::Interrupted) }
+            if reporter.report(()) {
+                Ok(())
+            } else {
+                Err(ModelError::Interrupted)
+            }
         };
-        assert!(matches!(run(vec![(); 2], 4000, idle, |()| false), Err(ModelError::Interrupted)));
+        assert!(matches!(
+            run(vec![(); 2], 4000, idle, |()| false, |_, ()| ()),
+            Err(ModelError::Interrupted)
+        ));
     }
 }

@@ -120,6 +120,22 @@ impl Parameters {
         })
     }
 
+    /// The same weights for another thread: tensors can be sent, but not shared by reference.
+    pub(crate) fn share(&self) -> Self {
+        let bucket = |bucket: &Bucket| Bucket {
+            flat: bucket.flat.shallow_clone(),
+            members: bucket.members.clone(),
+            trained: bucket.trained,
+            matrices: bucket.matrices,
+        };
+        Self {
+            list: self.list.clone(),
+            tensors: self.tensors.iter().map(Tensor::shallow_clone).collect(),
+            buckets: self.buckets.iter().map(bucket).collect(),
+            index: self.index.clone(),
+        }
+    }
+
     /// The weight with this name in memory.
     pub(crate) fn get(&self, name: &str) -> Tensor {
         let index = self

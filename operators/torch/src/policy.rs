@@ -16,11 +16,20 @@ use crate::model::Model;
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::Parameters;
 use crate::save::{RawWeight, SmallFiles};
-use crate::{completion, device, generate, layout, train};
+use crate::{completion, device, generate, layout, parallel, train};
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    /// Threads of CPU work; a GPU is driven by one.
+    pub(crate) threads: usize,
+}
 
 /// A model on one device.
 #[derive(Debug)]
 pub(crate) struct TorchPolicy {
+    place: Place,
     pub(crate) model: Model,
     pub(crate) weights: Parameters,
     pub(crate) training: Option<Training>,
@@ -43,13 +52,13 @@ impl TorchPolicy {
     pub(crate) fn load(
         folder: &Path,
         options: &LoadOptions,
-        target: Device,
+        place: Place,
     ) -> Result<Self, ModelError> {
         let kind = match options.precision {
             Precision::Float32 => Kind::Float,
             Precision::Bfloat16 => Kind::BFloat16,
         };
-        Self::load_as(folder, options, kind, target)
+        Self::load_as(folder, options, kind, place)
     }
 
     /// Loads a folder with weights of a given type.
@@ -60,14 +69,20 @@ impl TorchPolicy {
         folder: &Path,
         options: &LoadOptions,
         kind: Kind,
-        target: Device,
+        place: Place,
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let freeze = options
             .training
             .as_ref()
             .map(|training| training.freeze.as_slice());
-        let weights = Parameters::load(layout::parameters(&config), folder, freeze, kind, target)?;
+        let weights = Parameters::load(
+            layout::parameters(&config),
+            folder,
+            freeze,
+            kind,
+            place.device,
+        )?;
         let training = options.training.as_ref().map(|options| Training {
             gradients: Gradients::default(),
             optimizer: AdamW::new(options, &weights),
@@ -75,10 +90,11 @@ impl TorchPolicy {
         let info = ModelInfo {
             family: FAMILY.to_owned(),
             parameters: weights.count(),
-            device: device::name(target),
+            device: device::name(place.device),
         };
-        let model = Model::new(config, &weights, kind, target);
+        let model = Model::new(config, &weights, kind, place.device);
         Ok(Self {
+            place,
             model,
             weights,
             training,
@@ -86,6 +102,32 @@ impl TorchPolicy {
             info,
         })
     }
+}
+
+impl TorchPolicy {
+    /// The model once for each thread, on the same weights.
+    fn replicas(&self) -> Vec<Model> {
+        let model = || {
+            let config = self.model.config.clone();
+            Model::new(config, &self.weights, self.model.kind, self.place.device)
+        };
+        let threads = if self.place.device.is_cuda() {
+            1
+        } else {
+            self.place.threads.max(1)
+        };
+        std::iter::repeat_with(model).take(threads).collect()
+    }
+}
+
+fn add_reports(total: &mut LossReport, part: &LossReport) {
+    total.loss += part.loss;
+    total.tokens += part.tokens;
+    total.entropy_sum += part.entropy_sum;
+    total.clipped_low += part.clipped_low;
+    total.clipped_high += part.clipped_high;
+    total.logprob_gap_sum += part.logprob_gap_sum;
+    total.logprob_gap_max = total.logprob_gap_max.max(part.logprob_gap_max);
 }
 
 /// The error of a training call on a model that was loaded for inference.
@@ -118,24 +160,27 @@ impl Policy for TorchPolicy {
         params: &SamplingParams,
         progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>, ModelError> {
-        guarded(|| tch::no_grad(|| generate::generate(&self.model, requests, params, progress)))
+        guarded(|| generate::generate(self.replicas(), requests, params, progress))
     }
 
     fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {
         guarded(|| {
-            tch::no_grad(|| {
-                let mut result = vec![Vec::new(); sequences.len()];
-                for batch in completion::micro_batches(&self.model, sequences)? {
-                    let mut values = completion::score(&self.model, &batch, sequences)?.into_iter();
-                    for (index, _) in &batch.rows {
-                        result[*index] = values
-                            .by_ref()
-                            .take(sequences[*index].completion.len())
-                            .collect();
+            let batches = completion::micro_batches(&self.model, sequences)?;
+            let mut result = vec![Vec::new(); sequences.len()];
+            parallel::run(
+                self.replicas(),
+                batches.len(),
+                |model, job, _| tch::no_grad(|| completion::score(model, &batches[job], sequences)),
+                |(): ()| true,
+                |job, values: Vec<f32>| {
+                    let mut values = values.into_iter();
+                    for (index, _) in &batches[job].rows {
+                        let count = sequences[*index].completion.len();
+                        result[*index] = values.by_ref().take(count).collect();
                     }
-                }
-                Ok(result)
-            })
+                },
+            )?;
+            Ok(result)
         })
     }
 
@@ -144,31 +189,30 @@ impl Policy for TorchPolicy {
         sequences: &[TrainSequence],
         loss: Loss,
     ) -> Result<LossReport, ModelError> {
+        let workers: Vec<(Model, Parameters)> = (self.replicas().into_iter())
+            .map(|model| (model, self.weights.share()))
+            .collect();
         let training = self.training.as_mut().ok_or_else(not_training)?;
         if matches!(loss, Loss::ClippedSurrogate { .. }) {
             check_sampler(sequences)?;
         }
         guarded(|| {
+            let batches = completion::micro_batches(&self.model, sequences)?;
             // The step's gradients change only when every micro-batch has a finite loss.
             let mut gradients = Gradients::default();
             let mut total = LossReport::default();
-            for batch in completion::micro_batches(&self.model, sequences)? {
-                let report = train::forward_backward(
-                    &self.model,
-                    &self.weights,
-                    &batch,
-                    sequences,
-                    loss,
-                    &mut gradients,
-                )?;
-                total.loss += report.loss;
-                total.tokens += report.tokens;
-                total.entropy_sum += report.entropy_sum;
-                total.clipped_low += report.clipped_low;
-                total.clipped_high += report.clipped_high;
-                total.logprob_gap_sum += report.logprob_gap_sum;
-                total.logprob_gap_max = total.logprob_gap_max.max(report.logprob_gap_max);
-            }
+            parallel::run(
+                workers,
+                batches.len(),
+                |(model, weights), job, _| {
+                    train::forward_backward(model, weights, &batches[job], sequences, loss)
+                },
+                |(): ()| true,
+                |_, (report, part)| {
+                    add_reports(&mut total, &report);
+                    gradients.merge(part);
+                },
+            )?;
             training.gradients.merge(gradients);
             Ok(total)
         })

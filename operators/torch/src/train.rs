@@ -13,18 +13,17 @@ use crate::model::Model;
 use crate::optimizer::Gradients;
 use crate::parameters::Parameters;
 
-/// Adds the gradients of a micro-batch to `gradients`.
+/// Loss and gradients of a micro-batch.
 ///
 /// # Errors
-/// [`ModelError::NonFinite`] when the loss is not finite; nothing is added then.
+/// [`ModelError::NonFinite`] when the loss is not finite.
 pub(crate) fn forward_backward(
     model: &Model,
     weights: &Parameters,
     batch: &MicroBatch,
     sequences: &[TrainSequence],
     loss: Loss,
-    gradients: &mut Gradients,
-) -> Result<LossReport, ModelError> {
+) -> Result<(LossReport, Gradients), ModelError> {
     let hidden = completion::completion_states(model, batch, sequences);
     let kind = if model.kind == Kind::Double {
         Kind::Double
@@ -73,8 +72,7 @@ pub(crate) fn forward_backward(
     if let Some(part) = head_gradient {
         add_to_head(weights, &mut list, head, &part);
     }
-    gradients.add(weights, &list);
-    Ok(report)
+    Ok((report, Gradients::collect(weights, &list)))
 }
 
 /// Gradients of the trained weights for a gradient of the hidden states; undefined where there is no dependence.

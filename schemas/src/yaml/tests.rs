@@ -81,7 +81,7 @@ fn expect(text: &str, message: &str, place: &str) {
 
 #[test]
 fn a_right_text_is_read() {
-    let text = "other: [1, 2]\nhere:\n  rollout: { samples: 16, temperature: 1, name: no, weights: {a: 1.5e-3}, mode: { math: { tolerance: 0.5 } }, freeze: [visual.] }\n";
+    let text = "other: [1, 2]\nhere:\n  rollout: { samples: 16, temperature: 1, name: no, weights: {a: 1.5e-3, b: 1e-6}, mode: { math: { tolerance: 0.5 } }, freeze: [visual.] }\n";
     let document = Document::new("test.yaml", text);
     let options: Options = document
         .parse_at(&["here", "rollout"])
@@ -94,7 +94,7 @@ fn a_right_text_is_read() {
             tolerance: 0.5,
             strict: false,
         },
-        weights: BTreeMap::from([("a".to_owned(), 1.5e-3)]),
+        weights: BTreeMap::from([("a".to_owned(), 1.5e-3), ("b".to_owned(), 1e-6)]),
         freeze: vec!["visual.".to_owned()],
     };
     assert_eq!(options, expected);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use engine_core::StageEvent;
 
-use super::protocol::{FromWorker, Heard, LogTail, StageRequest, WorkerSetup};
 use super::WorkerOptions;
+use super::protocol::{FromWorker, Heard, LogTail, StageRequest, WorkerSetup};
 use crate::failure::{Domain, Failure};
 use crate::io::StageListener;
 use crate::keys::Outputs;
@@ -46,23 +46,38 @@ struct Attempt {
 
 impl From<Failure> for Attempt {
     fn from(failure: Failure) -> Self {
-        Self { failure, is_retryable: false }
+        Self {
+            failure,
+            is_retryable: false,
+        }
     }
 }
 
 impl WorkerPool {
     pub(crate) fn new(options: WorkerOptions, setup: WorkerSetup) -> Self {
-        Self { options, setup, idle: Mutex::new(Vec::new()) }
+        Self {
+            options,
+            setup,
+            idle: Mutex::new(Vec::new()),
+        }
     }
 
     /// Runs a stage in a worker; starts it again, from its beginning, when the worker was killed by something else.
-    pub(crate) fn run(&self, request: &StageRequest, listener: &dyn StageListener) -> Result<WorkerDone, Failure> {
+    pub(crate) fn run(
+        &self,
+        request: &StageRequest,
+        listener: &dyn StageListener,
+    ) -> Result<WorkerDone, Failure> {
         let mut attempts = 0;
         loop {
             attempts += 1;
             match self.attempt(request, listener) {
                 Ok(done) => return Ok(done),
-                Err(attempt) if attempt.is_retryable && attempts <= self.options.retries && !listener.is_cancelled() => {
+                Err(attempt)
+                    if attempt.is_retryable
+                        && attempts <= self.options.retries
+                        && !listener.is_cancelled() =>
+                {
                     let message = format!("{}; the stage was started again", attempt.failure);
                     listener.event(StageEvent::Warning(message));
                 }
@@ -71,15 +86,26 @@ impl WorkerPool {
         }
     }
 
-    fn attempt(&self, request: &StageRequest, listener: &dyn StageListener) -> Result<WorkerDone, Attempt> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    fn attempt(
+        &self,
+        request: &StageRequest,
+        listener: &dyn StageListener,
+    ) -> Result<WorkerDone, Attempt> {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let mut worker = match idle {
             Some(worker) if worker.is_alive() => worker,
             _ => Worker::start(&self.options, &self.setup)?,
         };
         let outputs = worker.run(request, &self.options, listener)?;
         let backend = worker.backend.clone();
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(worker);
         Ok(WorkerDone { outputs, backend })
     }
 }
@@ -116,7 +142,13 @@ impl Worker {
         let log = LogTail::default();
         let heard = hear(stdout, &log);
         keep_log(stderr, &log);
-        let mut worker = Self { child, stdin: Some(stdin), heard, log, backend: String::new() };
+        let mut worker = Self {
+            child,
+            stdin: Some(stdin),
+            heard,
+            log,
+            backend: String::new(),
+        };
         // A worker that is gone already is noticed when the first answer does not come.
         let _ = worker.say(setup);
         Ok(worker)
@@ -126,7 +158,9 @@ impl Worker {
         // Heartbeats have piled up since the last stage; only the end of the output is of interest.
         loop {
             match self.heard.try_recv() {
-                Ok(Heard::Closed) | Err(std::sync::mpsc::TryRecvError::Disconnected) => return false,
+                Ok(Heard::Closed) | Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                    return false;
+                }
                 Ok(Heard::Line(_)) => {}
                 Err(std::sync::mpsc::TryRecvError::Empty) => return true,
             }
@@ -142,7 +176,12 @@ impl Worker {
         }
     }
 
-    fn run(&mut self, request: &StageRequest, options: &WorkerOptions, listener: &dyn StageListener) -> Result<Outputs, Attempt> {
+    fn run(
+        &mut self,
+        request: &StageRequest,
+        options: &WorkerOptions,
+        listener: &dyn StageListener,
+    ) -> Result<Outputs, Attempt> {
         // As above: a broken pipe shows as the end of the worker's output.
         let _ = self.say(request);
         let mut last_heard = Instant::now();
@@ -162,13 +201,20 @@ impl Worker {
                         FromWorker::Failed(failure) => return Err(failure.into()),
                     }
                 }
-                Ok(Heard::Closed) | Err(RecvTimeoutError::Disconnected) => return Err(self.post_mortem(&request.stage)),
+                Ok(Heard::Closed) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.post_mortem(&request.stage));
+                }
                 Err(RecvTimeoutError::Timeout) if last_heard.elapsed() > options.silence => {
                     self.kill();
                     let seconds = options.silence.as_secs_f64();
-                    let message =
-                        format!("the worker of stage `{}` said nothing for {seconds} s and was stopped", request.stage);
-                    return Err(Attempt { failure: self.failure(message), is_retryable: true });
+                    let message = format!(
+                        "the worker of stage `{}` said nothing for {seconds} s and was stopped",
+                        request.stage
+                    );
+                    return Err(Attempt {
+                        failure: self.failure(message),
+                        is_retryable: true,
+                    });
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -191,12 +237,24 @@ impl Worker {
         std::thread::sleep(TICK);
         let by_signal = status.and_then(|status| status.signal());
         let message = format!("the worker of stage `{stage}` {}", describe(status));
-        Attempt { failure: self.failure(message), is_retryable: by_signal.is_some() }
+        Attempt {
+            failure: self.failure(message),
+            is_retryable: by_signal.is_some(),
+        }
     }
 
     fn failure(&self, message: String) -> Failure {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        Failure { log, ..Failure::new(Domain::Worker, message) }
+        let log = self
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect();
+        Failure {
+            log,
+            ..Failure::new(Domain::Worker, message)
+        }
     }
 
     fn kill(&mut self) {
@@ -214,7 +272,9 @@ impl Drop for Worker {
 }
 
 fn describe(status: Option<ExitStatus>) -> String {
-    let Some(status) = status else { return "closed its output and did not end".to_owned() };
+    let Some(status) = status else {
+        return "closed its output and did not end".to_owned();
+    };
     match (status.signal(), status.code()) {
         (Some(9), _) => "was killed (signal 9; perhaps the machine ran out of memory)".to_owned(),
         (Some(signal), _) => format!("was ended by signal {signal}{}", signal_name(signal)),
@@ -270,7 +330,8 @@ fn keep_log(stderr: impl Read + Send + 'static, log: &LogTail) {
 fn remember(log: &LogTail, line: &[u8]) {
     let line = String::from_utf8_lossy(line).trim_end().to_owned();
     tracing::info!(target: "metis_flow::worker", "{line}");
-    let mut log: std::sync::MutexGuard<'_, VecDeque<String>> = log.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut log: std::sync::MutexGuard<'_, VecDeque<String>> =
+        log.lock().unwrap_or_else(PoisonError::into_inner);
     if log.len() == LOG_LINES {
         log.pop_front();
     }

@@ -31,6 +31,10 @@ impl WorkerOptions {
     /// The usual limits for this program.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
-        Self { program, silence: Duration::from_secs(60), retries: 1 }
+        Self {
+            program,
+            silence: Duration::from_secs(60),
+            retries: 1,
+        }
     }
 }

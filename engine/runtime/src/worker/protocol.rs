@@ -55,14 +55,20 @@ impl OutputPort {
             PortType::Table { table, schema } => Some((*table, encode(schema)?)),
             PortType::Model => None,
         };
-        Ok(Self { name: name.to_owned(), table })
+        Ok(Self {
+            name: name.to_owned(),
+            table,
+        })
     }
 
     pub(crate) fn decode(&self) -> Result<(String, PortType), Failure> {
         let port_type = match &self.table {
             Some((table, bytes)) => {
                 let reader = StreamReader::try_new(bytes.as_slice(), None).map_err(schema_error)?;
-                PortType::Table { table: *table, schema: reader.schema() }
+                PortType::Table {
+                    table: *table,
+                    schema: reader.schema(),
+                }
             }
             None => PortType::Model,
         };
@@ -77,7 +83,10 @@ fn encode(schema: &SchemaRef) -> Result<Vec<u8>, Failure> {
 }
 
 fn schema_error(error: arrow::error::ArrowError) -> Failure {
-    Failure::new(Domain::Internal, format!("internal error: a schema does not cross the process boundary: {error}"))
+    Failure::new(
+        Domain::Internal,
+        format!("internal error: a schema does not cross the process boundary: {error}"),
+    )
 }
 
 /// A line from a worker.
@@ -123,13 +132,20 @@ mod tests {
             config: serde_json::json!({"samples": 8, "temperature": 0.7}),
             seed: u64::MAX,
             inputs: Inputs::new(),
-            outputs: ports.iter().map(|(name, port_type)| OutputPort::new(name, port_type).unwrap()).collect(),
+            outputs: ports
+                .iter()
+                .map(|(name, port_type)| OutputPort::new(name, port_type).unwrap())
+                .collect(),
         };
         let line = serde_json::to_string(&request).unwrap();
         assert!(!line.contains('\n'));
         let read: StageRequest = serde_json::from_str(&line).unwrap();
         assert_eq!(read, request);
-        let decoded: Vec<_> = read.outputs.iter().map(|port| port.decode().unwrap()).collect();
+        let decoded: Vec<_> = read
+            .outputs
+            .iter()
+            .map(|port| port.decode().unwrap())
+            .collect();
         assert_eq!(decoded, ports);
     }
 }

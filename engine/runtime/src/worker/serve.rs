@@ -28,9 +28,11 @@ pub fn serve(
 ) -> Result<(), String> {
     let is_busy = Arc::new(AtomicBool::new(false));
     let lines = listen(&is_busy);
-    let Ok(first) = lines.recv() else { return Ok(()) };
-    let setup: WorkerSetup =
-        serde_json::from_str(&first).map_err(|error| format!("the first line is no set-up of a worker: {error}"))?;
+    let Ok(first) = lines.recv() else {
+        return Ok(());
+    };
+    let setup: WorkerSetup = serde_json::from_str(&first)
+        .map_err(|error| format!("the first line is no set-up of a worker: {error}"))?;
     let voice = Arc::new(Voice::default());
     keep_beating(&voice);
     is_busy.store(true, Ordering::SeqCst);
@@ -41,13 +43,25 @@ pub fn serve(
             return Ok(());
         }
     };
-    voice.say(&FromWorker::Ready { backend: backend.describe() });
+    voice.say(&FromWorker::Ready {
+        backend: backend.describe(),
+    });
     loop {
         is_busy.store(false, Ordering::SeqCst);
-        let Ok(line) = lines.recv() else { return Ok(()) };
+        let Ok(line) = lines.recv() else {
+            return Ok(());
+        };
         is_busy.store(true, Ordering::SeqCst);
-        let request: StageRequest = serde_json::from_str(&line).map_err(|error| format!("not a request: {error}"))?;
-        let answer = match run(registry, backend.as_ref(), &store, &setup, request, voice.as_ref()) {
+        let request: StageRequest =
+            serde_json::from_str(&line).map_err(|error| format!("not a request: {error}"))?;
+        let answer = match run(
+            registry,
+            backend.as_ref(),
+            &store,
+            &setup,
+            request,
+            voice.as_ref(),
+        ) {
             Ok(outputs) => FromWorker::Done { outputs },
             Err(failure) => FromWorker::Failed(failure),
         };
@@ -61,7 +75,10 @@ fn start(
     make_backend: impl FnOnce(&WorkerSetup) -> Result<Box<dyn ModelBackend>, ModelError>,
 ) -> Result<(Box<dyn ModelBackend>, Store), Failure> {
     if version != setup.version {
-        let message = format!("the worker is version {version} and the engine {}; build both together", setup.version);
+        let message = format!(
+            "the worker is version {version} and the engine {}; build both together",
+            setup.version
+        );
         return Err(Failure::new(Domain::Worker, message));
     }
     crate::limit_threads(setup.threads);
@@ -79,14 +96,32 @@ fn run(
     listener: &dyn StageListener,
 ) -> Result<Outputs, Failure> {
     let unknown = |message: String| Failure::from(OperatorError::Internal(message));
-    let entry = registry.get(&request.kind).ok_or_else(|| unknown(format!("the worker knows no operator `{}`", request.kind)))?;
-    let config = (entry.from_json)(request.config).map_err(|error| unknown(format!("configuration: {error}")))?;
-    let outputs = request.outputs.iter().map(super::OutputPort::decode).collect::<Result<Vec<_>, _>>()?;
+    let entry = registry
+        .get(&request.kind)
+        .ok_or_else(|| unknown(format!("the worker knows no operator `{}`", request.kind)))?;
+    let config = (entry.from_json)(request.config)
+        .map_err(|error| unknown(format!("configuration: {error}")))?;
+    let outputs = request
+        .outputs
+        .iter()
+        .map(super::OutputPort::decode)
+        .collect::<Result<Vec<_>, _>>()?;
     let span = tracing::info_span!("stage", stage = request.stage, kind = request.kind);
     let _entered = span.enter();
-    let context =
-        StageContext { stage: &request.stage, seed: request.seed, root: &setup.root, backend: Some(backend) };
-    run_stage(config.as_ref(), &context, store, request.inputs, &outputs, listener)
+    let context = StageContext {
+        stage: &request.stage,
+        seed: request.seed,
+        root: &setup.root,
+        backend: Some(backend),
+    };
+    run_stage(
+        config.as_ref(),
+        &context,
+        store,
+        request.inputs,
+        &outputs,
+        listener,
+    )
 }
 
 /// Lines of standard input. When it closes, the engine is gone or done with us: an idle worker ends, a busy one at once,

@@ -72,7 +72,7 @@ impl Cache {
             for x in [&layer.keys, &layer.values] {
                 let mut used = x.narrow(2, 0, length);
                 let moved = used.index_select(0, &from);
-                let _ = used.index_copy_(0, &to, &moved);
+                drop(used.index_copy_(0, &to, &moved));
             }
         }
     }
@@ -125,9 +125,8 @@ impl Attend for Step<'_> {
         };
         let key_heads = k_tkd.size()[1];
         let seen = |cache: &Tensor, new: &Tensor| {
-            let _ = cache
-                .view([-1, width])
-                .index_copy_(0, &self.places, &new.reshape([-1, width]));
+            let new = new.reshape([-1, width]);
+            drop(cache.view([-1, width]).index_copy_(0, &self.places, &new));
             cache.narrow(0, 0, self.count).narrow(2, 0, self.longest)
         };
         let (keys, values) = (seen(&layer.keys, k_tkd), seen(&layer.values, v_tkd));

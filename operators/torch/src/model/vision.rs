@@ -146,9 +146,9 @@ impl Vision {
                 &plan.windows
             };
             let attended = self.attention(block, &norm(&x, &block.norm1), &rope, spans);
-            x = x + block.proj.apply(&attended);
+            x = &x + block.proj.apply(&attended);
             let gate_up = block.gate_up.apply(&norm(&x, &block.norm2)).chunk(2, -1);
-            x = x + block.down.apply(&(gate_up[0].silu() * &gate_up[1]));
+            x = &x + block.down.apply(&(gate_up[0].silu() * &gate_up[1]));
         }
         // [n, w] -> [m, unit * w]
         let merged = norm(&x, &self.merger_norm).reshape([-1, unit * width]);

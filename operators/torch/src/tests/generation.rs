@@ -83,6 +83,36 @@ fn a_sample_does_not_depend_on_the_batch_that_it_is_in() {
 }
 
 #[test]
+fn shards_on_threads_give_the_same_samples() {
+    let requests = requests(40);
+    let mut seen = GenerationProgress::default();
+    let run = |threads: usize, seen: &mut GenerationProgress| {
+        let mut policy = super::policy_on(threads, &inference());
+        let mut progress = |now| {
+            *seen = now;
+            ControlFlow::Continue(())
+        };
+        policy
+            .generate(&requests, &sampling(200), &mut progress)
+            .unwrap()
+    };
+    let together = run(1, &mut seen);
+    assert_eq!(together, run(3, &mut seen));
+    assert_eq!(seen.sequences, 200);
+    assert_eq!(
+        seen.tokens,
+        together
+            .iter()
+            .map(|completion| completion.token_ids.len())
+            .sum::<usize>()
+    );
+    same(
+        &together[123],
+        &generate(&requests[123..124], &sampling(1))[0],
+    );
+}
+
+#[test]
 fn sampled_probabilities_equal_recomputed_ones() {
     let requests = requests(4);
     let mut policy = policy("grouped_tied", &inference());

@@ -15,7 +15,12 @@ use engine_core::policy::{
 use tch::{Device, Kind};
 
 use crate::philox;
-use crate::policy::TorchPolicy;
+use crate::policy::{Place, TorchPolicy};
+
+const CPU: Place = Place {
+    device: Device::Cpu,
+    threads: 2,
+};
 
 fn golden_folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -46,11 +51,18 @@ fn training(freeze: &[&str]) -> LoadOptions {
 }
 
 fn policy(name: &str, options: &LoadOptions) -> TorchPolicy {
-    TorchPolicy::load(&golden_folder(name), options, Device::Cpu).unwrap()
+    tch::set_num_threads(1);
+    TorchPolicy::load(&golden_folder(name), options, CPU).unwrap()
+}
+
+fn policy_on(threads: usize, options: &LoadOptions) -> TorchPolicy {
+    tch::set_num_threads(1);
+    let place = Place { threads, ..CPU };
+    TorchPolicy::load(&golden_folder("grouped_tied"), options, place).unwrap()
 }
 
 fn policy_in_64_bits(name: &str, options: &LoadOptions) -> TorchPolicy {
-    TorchPolicy::load_as(&golden_folder(name), options, Kind::Double, Device::Cpu).unwrap()
+    TorchPolicy::load_as(&golden_folder(name), options, Kind::Double, CPU).unwrap()
 }
 
 /// An image for the golden models `grouped_tied` (patches of 4, merged by 2).

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use engine_core::policy::{LoadOptions, Loss, ModelBackend, Policy, Precision};
 use safetensors::{Dtype, SafeTensors};
-use tch::Device;
 
-use super::{golden_folder, inference, policy, sequences, training};
+use super::{CPU, golden_folder, inference, policy, sequences, training};
 use crate::policy::TorchPolicy;
 use crate::{DeviceChoice, TorchBackend};
 
@@ -30,7 +29,7 @@ impl Drop for Scratch {
 }
 
 fn load(folder: &Path, options: &LoadOptions) -> TorchPolicy {
-    TorchPolicy::load(folder, options, Device::Cpu).unwrap()
+    TorchPolicy::load(folder, options, CPU).unwrap()
 }
 
 /// Name, type and shape of each tensor of a folder.
@@ -157,7 +156,7 @@ fn altered(
         })
         .collect();
     safetensors::serialize_to_file(views, None, &scratch.0.join("model.safetensors")).unwrap();
-    TorchPolicy::load(&scratch.0, &inference(), Device::Cpu)
+    TorchPolicy::load(&scratch.0, &inference(), CPU)
         .map(|_| ())
         .unwrap_err()
         .to_string()
@@ -197,7 +196,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     });
     assert!(error.contains("visual.merger.ln_q.weight"), "{error}");
     std::fs::remove_file(scratch.0.join("model.safetensors")).unwrap();
-    let error = TorchPolicy::load(&scratch.0, &inference(), Device::Cpu)
+    let error = TorchPolicy::load(&scratch.0, &inference(), CPU)
         .unwrap_err()
         .to_string();
     assert!(

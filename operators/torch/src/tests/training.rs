@@ -5,6 +5,7 @@ use engine_core::policy::{Loss, Policy, TrainSequence};
 use tch::Tensor;
 
 use super::{inference, policy, policy_in_64_bits, sequence, sequences, training};
+use crate::optimizer::Gradients;
 use crate::policy::TorchPolicy;
 
 const CLIP: Loss = Loss::ClippedSurrogate {
@@ -46,7 +47,7 @@ fn gradients_agree_with_finite_differences() {
     let mut policy = policy_in_64_bits("grouped_tied", &training(&[]));
     let sequences = with_advantages(&mut policy, 0.05);
     for loss in [Loss::CrossEntropy, CLIP] {
-        policy.training.as_mut().unwrap().gradients = Default::default();
+        policy.training.as_mut().unwrap().gradients = Gradients::default();
         policy.forward_backward(&sequences, loss).unwrap();
         let gradients: Vec<Tensor> = policy
             .training
@@ -148,6 +149,24 @@ fn a_batch_is_memorised_and_the_same_run_gives_the_same_bytes() {
 }
 
 #[test]
+fn the_number_of_threads_changes_nothing() {
+    let many: Vec<TrainSequence> = (0..60)
+        .map(|copy| {
+            let mut sequence = sequences().swap_remove(copy % 6);
+            sequence.completion.extend(vec![9; 20 + copy]);
+            sequence
+        })
+        .collect();
+    let run = |threads: usize| {
+        let mut policy = super::policy_on(threads, &training(&[]));
+        let report = policy.forward_backward(&many, Loss::CrossEntropy).unwrap();
+        policy.optimizer_step(1e-2).unwrap();
+        (report, policy.logprobs(&many).unwrap())
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
 fn the_surrogate_counts_what_it_clips_and_stops_its_gradient() {
     let mut policy = policy("grouped_tied", &training(&[]));
     // Ratio e^0.5 everywhere: the upper bound bites where the advantage is positive.
@@ -222,12 +241,8 @@ fn a_frozen_tower_stays_and_the_rest_learns() {
     assert_eq!(before[0], named(&policy, names[0]));
     assert_ne!(before[1], named(&policy, names[1]));
     let part = training(&["model.layers.0.self_attn.q_proj"]);
-    let error = TorchPolicy::load(
-        &super::golden_folder("grouped_tied"),
-        &part,
-        tch::Device::Cpu,
-    )
-    .unwrap_err();
+    let error =
+        TorchPolicy::load(&super::golden_folder("grouped_tied"), &part, super::CPU).unwrap_err();
     assert!(
         error.to_string().contains("freeze all or none of"),
         "{error}"
