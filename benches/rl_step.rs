@@ -42,14 +42,19 @@ fn main() {
     let device = option("--device").unwrap_or_else(|| "cpu".to_owned());
     let threads = option("--threads").map_or(2, |text| text.parse().unwrap());
     let repeat: usize = option("--repeat").map_or(9, |text| text.parse().unwrap());
-    let root = PathBuf::from(option("--root").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned()));
+    let root =
+        PathBuf::from(option("--root").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned()));
     let folder = root.join("examples/models/base");
     let processor = Processor::load(&folder).unwrap();
     let prompts = prompts(&root.join("examples/data/train.parquet"), &processor);
     if let Some(file) = option("--write-inputs") {
         write_inputs(Path::new(&file), &folder, &processor, &prompts);
     }
-    let choice = if device == "cpu" { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) };
+    let choice = if device == "cpu" {
+        DeviceChoice::Cpu
+    } else {
+        DeviceChoice::Cuda(0)
+    };
     let backend = TorchBackend::new(choice, Some(threads)).unwrap();
     let mut policy = backend.load(&folder, &load_options()).unwrap();
 
@@ -67,14 +72,21 @@ fn main() {
         let imitated = start.elapsed().as_secs_f64();
         // The first round warms up.
         if round > 0 {
-            tokens = completions.iter().map(|completion| completion.token_ids.len()).sum();
+            tokens = completions
+                .iter()
+                .map(|completion| completion.token_ids.len())
+                .sum();
             generation.push(generated);
             update.push(updated);
             sft.push(imitated);
             rates.push(tokens as f64 / generated);
         }
     }
-    let step: Vec<f64> = generation.iter().zip(&update).map(|(left, right)| left + right).collect();
+    let step: Vec<f64> = generation
+        .iter()
+        .zip(&update)
+        .map(|(left, right)| left + right)
+        .collect();
     println!(
         "{}",
         json!({
@@ -101,7 +113,10 @@ fn load_options() -> LoadOptions {
         weight_decay: 0.0,
         max_grad_norm: 1.0,
     };
-    LoadOptions { precision: Precision::Float32, training: Some(training) }
+    LoadOptions {
+        precision: Precision::Float32,
+        training: Some(training),
+    }
 }
 
 fn generate(
@@ -128,7 +143,9 @@ fn generate(
         seed: round,
         max_concurrent: 256,
     };
-    policy.generate(&requests, &params, &mut |_| ControlFlow::Continue(())).unwrap()
+    policy
+        .generate(&requests, &params, &mut |_| ControlFlow::Continue(()))
+        .unwrap()
 }
 
 /// One policy-gradient update on all rollouts, none dropped: the peer does the same.
@@ -145,14 +162,24 @@ fn learn(policy: &mut dyn Policy, prompts: &[Arc<TokenizedPrompt>], completions:
         })
         .collect();
     policy
-        .forward_backward(&sequences, Loss::ClippedSurrogate { clip_low: 0.2, clip_high: 0.28 })
+        .forward_backward(
+            &sequences,
+            Loss::ClippedSurrogate {
+                clip_low: 0.2,
+                clip_high: 0.28,
+            },
+        )
         .unwrap();
     policy.optimizer_step(1e-5).unwrap();
 }
 
 /// One fine-tuning step of 32 sequences with a prompt each of its own.
 fn imitate(policy: &mut dyn Policy, prompts: &[Arc<TokenizedPrompt>], completions: &[Completion]) {
-    let tokens: usize = completions.iter().take(32).map(|completion| completion.token_ids.len()).sum();
+    let tokens: usize = completions
+        .iter()
+        .take(32)
+        .map(|completion| completion.token_ids.len())
+        .sum();
     let sequences: Vec<TrainSequence> = completions
         .iter()
         .take(32)
@@ -165,32 +192,60 @@ fn imitate(policy: &mut dyn Policy, prompts: &[Arc<TokenizedPrompt>], completion
             sampler_logprobs: Vec::new(),
         })
         .collect();
-    policy.forward_backward(&sequences, Loss::CrossEntropy).unwrap();
+    policy
+        .forward_backward(&sequences, Loss::CrossEntropy)
+        .unwrap();
     policy.optimizer_step(1e-5).unwrap();
 }
 
 /// The first prompts of the training set, as the model sees them.
 fn prompts(file: &Path, processor: &Processor) -> Vec<Arc<TokenizedPrompt>> {
     let file = std::fs::File::open(file).unwrap();
-    let mut reader =
-        ParquetRecordBatchReaderBuilder::try_new(file).unwrap().with_batch_size(PROMPTS).build().unwrap();
+    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file)
+        .unwrap()
+        .with_batch_size(PROMPTS)
+        .build()
+        .unwrap();
     let batch = reader.next().unwrap().unwrap();
-    let problems = arrow::compute::cast(batch.column_by_name("problem").unwrap(), &schemas::tables::TEXT).unwrap();
-    let images = batch.column_by_name("images").unwrap().as_list::<i32>().clone();
+    let problems = arrow::compute::cast(
+        batch.column_by_name("problem").unwrap(),
+        &schemas::tables::TEXT,
+    )
+    .unwrap();
+    let images = batch
+        .column_by_name("images")
+        .unwrap()
+        .as_list::<i32>()
+        .clone();
     (0..PROMPTS)
         .map(|row| {
             let bytes = images.value(row);
-            let bytes = bytes.as_struct().column_by_name("bytes").unwrap().clone();
-            let patches = Arc::new(processor.patches(bytes.as_binary::<i32>().value(0)).unwrap());
-            let text = problems.as_string::<i64>().value(row).replace("<image>", "");
+            let bytes = Arc::clone(bytes.as_struct().column_by_name("bytes").unwrap());
+            let patches = Arc::new(
+                processor
+                    .patches(bytes.as_binary::<i32>().value(0))
+                    .unwrap(),
+            );
+            let text = problems
+                .as_string::<i64>()
+                .value(row)
+                .replace("<image>", "");
             let content = vec![ContentPart::Image(String::new()), ContentPart::Text(text)];
-            let messages = [Message { role: "user".to_owned(), content }];
+            let messages = [Message {
+                role: "user".to_owned(),
+                content,
+            }];
             Arc::new(processor.tokenize(&messages, vec![patches]).unwrap())
         })
         .collect()
 }
 
-fn write_inputs(file: &Path, folder: &Path, processor: &Processor, prompts: &[Arc<TokenizedPrompt>]) {
+fn write_inputs(
+    file: &Path,
+    folder: &Path,
+    processor: &Processor,
+    prompts: &[Arc<TokenizedPrompt>],
+) {
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     let rows: Vec<serde_json::Value> = prompts

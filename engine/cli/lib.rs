@@ -1,6 +1,11 @@
 //! The command line: arguments, the terminal, exit codes. What is run lives in the crates below.
 //!
 //! This library never names the model library, so that the engine's process does not load it; only the worker does.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line speaks on the terminal"
+)]
 
 mod args;
 mod commands;

@@ -176,7 +176,7 @@ impl Display {
                 &format!("done in {}{rows}", duration(record.seconds)),
             ),
             StageStatus::Failed => {
-                self.say_of(index, &format!("failed after {}", duration(record.seconds)))
+                self.say_of(index, &format!("failed after {}", duration(record.seconds)));
             }
             StageStatus::Interrupted => self.say_of(index, "interrupted"),
         }

@@ -30,6 +30,10 @@ pub(crate) fn listen(cancel: &CancelToken) -> std::io::Result<()> {
                 }
                 if cancel.is_cancelled() {
                     // Workers end when their input closes, which it does now.
+                    #[expect(
+                        clippy::exit,
+                        reason = "a second signal asks not to wait for anything"
+                    )]
                     std::process::exit(i32::from(Exit::Interrupted.code()));
                 }
                 cancel.cancel();

@@ -6,6 +6,10 @@ use engine_core::{ModelBackend, ModelError};
 use engine_runtime::worker::{WorkerSetup, serve};
 use operators_torch::{DeviceChoice, TorchBackend};
 
+#[expect(
+    clippy::print_stderr,
+    reason = "somebody who starts it by hand reads the terminal"
+)]
 fn main() -> ExitCode {
     metis_flow::start_worker_log();
     match serve(metis_flow::VERSION, &metis_flow::registry(), backend) {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// Two answers to each prompt, made by a query in place of a model. The first is right for every prompt but `c1`; the
 /// second is right for sums alone.
-const PIPELINE: &str = r#"
+const PIPELINE: &str = r"
 version: 1
 name: data
 seed: 3
@@ -33,7 +33,7 @@ stages:
   self: { inputs: { prompts: split.partial, rollouts: answers, verdicts: verdicts, scores: scores }, distill: { keep: { best: 1 }, require-format: true } }
   examples: { inputs: { examples: [self] }, mix: { shuffle: true, max: { self: 10 } } }
   accuracy: { inputs: { verdicts: verdicts, prompts: prompts }, evaluate: {} }
-"#;
+";
 
 fn project() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

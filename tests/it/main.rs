@@ -1,5 +1,10 @@
 //! The integration tests: one binary that drives the real programs in temporary stores.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a fault in a test's own setting stops that test"
+)]
+
 mod cache;
 mod data;
 mod diagnostics;
@@ -8,3 +13,4 @@ mod layers;
 mod run;
 mod schema;
 mod support;
+mod tidy;

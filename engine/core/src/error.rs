@@ -20,13 +20,23 @@ impl Fault {
     /// A fault about the stage as a whole.
     #[must_use]
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { path: Vec::new(), message: message.into(), help: None, code }
+        Self {
+            path: Vec::new(),
+            message: message.into(),
+            help: None,
+            code,
+        }
     }
 
     /// A fault about one key.
     #[must_use]
     pub fn at(code: &'static str, key: &str, message: impl Into<String>) -> Self {
-        Self { path: vec![key.to_owned()], message: message.into(), help: None, code }
+        Self {
+            path: vec![key.to_owned()],
+            message: message.into(),
+            help: None,
+            code,
+        }
     }
 
     /// Adds what to do about it.

@@ -73,7 +73,9 @@ pub trait OperatorConfig: Debug + Send + Sync {
 }
 
 /// What registration needs to know about a configuration type.
-pub trait OperatorKind: OperatorConfig + Serialize + DeserializeOwned + schemars::JsonSchema + 'static {
+pub trait OperatorKind:
+    OperatorConfig + Serialize + DeserializeOwned + schemars::JsonSchema + 'static
+{
     /// The name in YAML: the file's stem with `-` for `_`.
     const KIND: &'static str;
     /// Raised whenever equal configuration and inputs would give other output.
@@ -106,7 +108,12 @@ impl StageContext<'_> {
     /// # Errors
     /// `Internal` when the stage runs without one.
     pub fn backend(&self) -> Result<&dyn ModelBackend, OperatorError> {
-        self.backend.ok_or_else(|| OperatorError::Internal(format!("stage `{}` needs a model backend and runs without", self.stage)))
+        self.backend.ok_or_else(|| {
+            OperatorError::Internal(format!(
+                "stage `{}` needs a model backend and runs without",
+                self.stage
+            ))
+        })
     }
 }
 
@@ -180,9 +187,17 @@ pub fn missing_externals(root: &Path, externals: &[External]) -> Vec<Fault> {
         .iter()
         .filter(|external| !root.join(&external.path).exists())
         .map(|external| Fault {
-            path: external.pointer.split('/').skip(1).map(str::to_owned).collect(),
+            path: external
+                .pointer
+                .split('/')
+                .skip(1)
+                .map(str::to_owned)
+                .collect(),
             message: format!("no file or folder `{}`", external.path.display()),
-            help: Some(format!("paths start at the project folder `{}`", root.display())),
+            help: Some(format!(
+                "paths start at the project folder `{}`",
+                root.display()
+            )),
             code: "missing-file",
         })
         .collect()

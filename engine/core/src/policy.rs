@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::ModelError;
 
 /// Number format of a model's weights on its device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// 32-bit floats: exact reruns on the CPU.
@@ -217,7 +219,12 @@ pub trait ModelBackend: Send + Sync {
     ///
     /// # Errors
     /// When the configuration cannot be read or names an unknown architecture.
-    fn initialise(&self, config_folder: &Path, seed: u64, folder: &Path) -> Result<ModelInfo, ModelError>;
+    fn initialise(
+        &self,
+        config_folder: &Path,
+        seed: u64,
+        folder: &Path,
+    ) -> Result<ModelInfo, ModelError>;
 }
 
 /// A model with its optimizer state on one device, owned by one thread.
@@ -247,7 +254,11 @@ pub trait Policy: Send {
     ///
     /// # Errors
     /// [`ModelError::NonFinite`] when the loss is not finite; gradients are then as before the call.
-    fn forward_backward(&mut self, sequences: &[TrainSequence], loss: Loss) -> Result<LossReport, ModelError>;
+    fn forward_backward(
+        &mut self,
+        sequences: &[TrainSequence],
+        loss: Loss,
+    ) -> Result<LossReport, ModelError>;
 
     /// Clips the gradients, applies AdamW with this learning rate, and clears the gradients.
     ///

@@ -60,7 +60,11 @@ impl Registry {
             json_schema: |generator| generator.subschema_for::<K>(),
         };
         let previous = self.entries.insert(K::KIND, entry);
-        assert!(previous.is_none(), "operator kind `{}` is registered twice", K::KIND);
+        assert!(
+            previous.is_none(),
+            "operator kind `{}` is registered twice",
+            K::KIND
+        );
     }
 
     /// The entry of a kind.
@@ -75,10 +79,16 @@ impl Registry {
     }
 }
 
-fn parse<K: OperatorKind>(document: &Document, path: &[&str]) -> Result<ParsedConfig, Vec<Problem>> {
+fn parse<K: OperatorKind>(
+    document: &Document,
+    path: &[&str],
+) -> Result<ParsedConfig, Vec<Problem>> {
     let config: K = document.parse_at(path)?;
     let canonical = canonical(&config);
-    Ok(ParsedConfig { config: Box::new(config), canonical })
+    Ok(ParsedConfig {
+        config: Box::new(config),
+        canonical,
+    })
 }
 
 /// JSON with sorted keys at every level.
@@ -93,10 +103,15 @@ pub fn canonical(value: &impl serde::Serialize) -> serde_json::Value {
 fn sorted(value: serde_json::Value) -> serde_json::Value {
     match value {
         serde_json::Value::Object(map) => {
-            let ordered: BTreeMap<String, serde_json::Value> = map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+            let ordered: BTreeMap<String, serde_json::Value> = map
+                .into_iter()
+                .map(|(key, value)| (key, sorted(value)))
+                .collect();
             serde_json::Value::Object(ordered.into_iter().collect())
         }
-        serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
+        serde_json::Value::Array(items) => {
+            serde_json::Value::Array(items.into_iter().map(sorted).collect())
+        }
         other => other,
     }
 }

@@ -18,13 +18,16 @@ pub fn derive(seed: u64, purpose: &str) -> u64 {
 /// A permutation of `0..len` that depends on the seed alone.
 #[must_use]
 pub fn permutation(seed: u64, len: usize) -> Vec<usize> {
-    let mut keyed: Vec<(u64, usize)> =
-        (0..len).map(|index| (derive(seed, &format!("permutation {index}")), index)).collect();
+    let mut keyed: Vec<(u64, usize)> = (0..len)
+        .map(|index| (derive(seed, &format!("permutation {index}")), index))
+        .collect();
     keyed.sort_unstable();
     keyed.into_iter().map(|(_, index)| index).collect()
 }
 
 fn truncated(hash: blake3::Hash) -> u64 {
     let bytes = hash.as_bytes();
-    u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
+    u64::from_le_bytes([
+        bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
+    ])
 }

@@ -23,7 +23,10 @@ impl PortType {
     /// A dataset that has exactly the columns of its table.
     #[must_use]
     pub fn table(table: TableName) -> Self {
-        Self::Table { table, schema: table.schema() }
+        Self::Table {
+            table,
+            schema: table.schema(),
+        }
     }
 }
 
@@ -52,9 +55,19 @@ impl InputType {
     #[must_use]
     pub fn columns(table: TableName, names: &[&str]) -> Self {
         let schema = table.schema();
-        let indices: Vec<usize> =
-            names.iter().map(|name| schema.index_of(name).expect("operators ask for columns that the table has")).collect();
-        Self::Columns(std::sync::Arc::new(schema.project(&indices).expect("indices come from the schema")))
+        let indices: Vec<usize> = names
+            .iter()
+            .map(|name| {
+                schema
+                    .index_of(name)
+                    .expect("operators ask for columns that the table has")
+            })
+            .collect();
+        Self::Columns(std::sync::Arc::new(
+            schema
+                .project(&indices)
+                .expect("indices come from the schema"),
+        ))
     }
 }
 
@@ -75,7 +88,12 @@ impl InputPort {
     /// A required input of one artifact.
     #[must_use]
     pub fn new(name: &str, accepts: InputType) -> Self {
-        Self { name: name.to_owned(), accepts, optional: false, many: false }
+        Self {
+            name: name.to_owned(),
+            accepts,
+            optional: false,
+            many: false,
+        }
     }
 
     /// It may be left out.
@@ -115,8 +133,17 @@ impl Ports {
     /// Ports with these inputs and output names.
     #[must_use]
     pub fn new(inputs: Vec<InputPort>, outputs: &[&str]) -> Self {
-        let outputs = outputs.iter().map(|name| OutputPort { name: (*name).to_owned() }).collect();
-        Self { inputs, open_inputs: false, outputs }
+        let outputs = outputs
+            .iter()
+            .map(|name| OutputPort {
+                name: (*name).to_owned(),
+            })
+            .collect();
+        Self {
+            inputs,
+            open_inputs: false,
+            outputs,
+        }
     }
 }
 

@@ -97,7 +97,7 @@ fn circle(graph: &Graph, first: NodeIndex, drafts: &[Draft<'_>]) -> Problem {
             break;
         }
         let mut edges: Vec<_> = graph.edges(node).collect();
-        edges.sort_by_key(|edge| edge.target());
+        edges.sort_by_key(EdgeRef::target);
         for edge in edges {
             came_from.entry(edge.target()).or_insert_with(|| {
                 queue.push_back(edge.target());

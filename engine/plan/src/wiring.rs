@@ -1,6 +1,7 @@
 //! Ports and what flows into them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use engine_core::{InputPort, InputType, PortType, PortTypes, Ports};
 use schemas::pipeline::{InputEntry, SourceEntry};
@@ -287,7 +288,7 @@ fn assumed_types(ports: &Ports, known: &PortTypes) -> Option<PortTypes> {
             InputType::Model => PortType::Model,
             InputType::Columns(schema) => PortType::Table {
                 table: TableName::Rows,
-                schema: schema.clone(),
+                schema: Arc::clone(schema),
             },
             InputType::AnyTable => return None,
         };

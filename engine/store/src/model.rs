@@ -94,7 +94,8 @@ impl Store {
                     std::fs::copy(source, &to).map_err(StoreError::file("write", &to))?;
                 }
                 None => {
-                    std::fs::write(&to, self.get(&from)?).map_err(StoreError::file("write", &to))?
+                    std::fs::write(&to, self.get(&from)?)
+                        .map_err(StoreError::file("write", &to))?;
                 }
             }
         }

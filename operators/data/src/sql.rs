@@ -52,7 +52,7 @@ impl OperatorConfig for Sql {
         for (port, types) in inputs {
             match types.first() {
                 Some(PortType::Table { schema, .. }) => {
-                    session.register_empty(port, schema).map_err(internal)?
+                    session.register_empty(port, schema).map_err(internal)?;
                 }
                 Some(PortType::Model) => {
                     faults.push(Fault::new(

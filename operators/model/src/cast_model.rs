@@ -141,9 +141,9 @@ fn cast_tensor(from: Dtype, data: &[u8], to: Precision) -> Option<(Dtype, Cow<'_
             Some((from, Cow::Borrowed(data)))
         }
         (Dtype::F32, Precision::Bfloat16) => {
-            let values = data.chunks_exact(4).map(|value| {
-                f32::from_le_bytes([value[0], value[1], value[2], value[3]])
-            });
+            let values = data
+                .chunks_exact(4)
+                .map(|value| f32::from_le_bytes([value[0], value[1], value[2], value[3]]));
             let bytes = values
                 .flat_map(|value| bf16::from_f32(value).to_le_bytes())
                 .collect();

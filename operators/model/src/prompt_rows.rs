@@ -123,7 +123,7 @@ pub(crate) fn messages_column(batch: &RecordBatch) -> Result<&LargeListArray, Op
     batch
         .column_by_name("messages")
         .filter(|column| column.data_type() == &schemas::tables::messages_type())
-        .map(|column| column.as_list::<i64>())
+        .map(AsArray::as_list::<i64>)
         .ok_or_else(|| {
             OperatorError::Internal("column `messages` is missing or has another type".into())
         })

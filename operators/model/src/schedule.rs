@@ -50,7 +50,7 @@ mod tests {
         let rates: Vec<f64> = (0..5)
             .map(|step| learning_rate(Schedule::Constant, 0.4, 4, 10, step))
             .collect();
-        assert_eq!(rates, [0.1, 0.2, 0.30000000000000004, 0.4, 0.4]);
+        assert_eq!(rates, [0.1, 0.2, 0.1 * 3.0, 0.4, 0.4]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ const MICRO_BATCH_TOKENS: usize = 16_384;
 /// The same on the CPU, where a micro-batch is one thread's work.
 const CPU_MICRO_BATCH_TOKENS: usize = 4096;
 /// Below this many token positions a micro-batch costs more to start than another thread saves.
-const CPU_SMALLEST_JOB: usize = 1024;
+const CPU_SMALLEST_JOB: usize = 512;
 /// Micro-batches that a call on the CPU is cut into, if it is neither small nor large.
 const CPU_JOBS: usize = 4;
 /// Logits that are held at a time.

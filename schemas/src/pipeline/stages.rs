@@ -42,7 +42,7 @@ fn stage(entry: &Entry, problems: &mut Vec<Problem>) -> StageEntry {
                     stage.inputs = ports
                         .iter()
                         .filter_map(|port| input(port, &mut stage.inputs_are_known, problems))
-                        .collect()
+                        .collect();
                 }
                 None => {
                     problems.push(wrong_type(key, "a mapping of ports to stages"));

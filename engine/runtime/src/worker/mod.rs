@@ -33,7 +33,7 @@ impl WorkerOptions {
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
-            silence: Duration::from_secs(60),
+            silence: Duration::from_mins(1),
             retries: 1,
         }
     }

@@ -109,7 +109,7 @@ impl SourceFile {
                 Err(_) => faults.push(self.missing(schema, key, column)),
                 Ok(field) if is_text_like(field.data_type()) => {}
                 Ok(field) => {
-                    faults.push(self.mistyped(key, column, "text or numbers", field.data_type()))
+                    faults.push(self.mistyped(key, column, "text or numbers", field.data_type()));
                 }
             }
         }
@@ -118,8 +118,7 @@ impl SourceFile {
             (_, Some(column)) => {
                 let data_type = schema
                     .field_with_name(column)
-                    .map(|field| field.data_type().clone())
-                    .unwrap_or(DataType::Null);
+                    .map_or(DataType::Null, |field| field.data_type().clone());
                 if !is_image_type(&data_type) {
                     faults.push(self.mistyped(
                         "images",

@@ -58,6 +58,7 @@ fn every_kind_is_registered_once() {
         kinds,
         [
             "augment",
+            "cast-model",
             "init-model",
             "load-model",
             "rl-train",

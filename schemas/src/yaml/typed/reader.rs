@@ -44,7 +44,7 @@ impl<'a> Reader<'a> {
                 node: self.place.node,
                 span,
             });
-            trouble.owner = self.place.name.to_owned();
+            self.place.name.clone_into(&mut trouble.owner);
         }
         trouble
     }
