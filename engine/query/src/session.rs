@@ -216,20 +216,22 @@ impl QuerySession {
                 }
             };
             while let Some(batch) = stream.next().await {
-                if sender
-                    .send(batch.map_err(|error| QueryError::run(&error)))
-                    .is_err()
-                {
+                let batch = batch.map(Some).map_err(|error| QueryError::run(&error));
+                if sender.send(batch).is_err() {
                     return;
                 }
             }
+            // Said aloud: a query that panics ends the channel too, and its rows so far are no result.
+            let _ = sender.send(Ok(None));
         });
         let mut rows = 0;
-        for batch in receiver {
+        loop {
+            let batch = receiver.recv().unwrap_or_else(|_| Err(broken_down()))?;
+            let Some(batch) = batch else { break };
             if io.is_cancelled() {
                 return Err(OperatorError::Interrupted);
             }
-            let batch = conform(&batch?, schema)?;
+            let batch = conform(&batch, schema)?;
             rows += batch.num_rows() as u64;
             if batch.num_rows() > 0 {
                 io.write(port, batch)?;
@@ -250,11 +252,7 @@ impl QuerySession {
         self.runtime().spawn(async move {
             let _ = sender.send(future.await);
         });
-        receiver.recv().unwrap_or_else(|_| {
-            Err(QueryError::Run(
-                "the query engine broke down; its message is above".to_owned(),
-            ))
-        })
+        receiver.recv().unwrap_or_else(|_| Err(broken_down()))
     }
 
     fn runtime(&self) -> &Runtime {
@@ -262,6 +260,11 @@ impl QuerySession {
             .as_ref()
             .expect("the runtime is there until the session is dropped")
     }
+}
+
+/// The error of a query that panicked.
+fn broken_down() -> QueryError {
+    QueryError::Run("the query engine broke down; its message is above".to_owned())
 }
 
 impl Drop for QuerySession {

@@ -1,5 +1,6 @@
 //! One running stage: its thread, its events, its commit.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -55,7 +56,10 @@ impl Task {
     pub(crate) fn spawn(self) {
         std::thread::spawn(move || {
             let (index, sender) = (self.index, self.sender.clone());
-            let result = Box::new(self.run());
+            // Without a message the scheduler would wait forever.
+            let result = catch_unwind(AssertUnwindSafe(|| self.run()));
+            let result =
+                Box::new(result.unwrap_or_else(|payload| Err(Failure::panic(payload.as_ref()))));
             // The scheduler is gone only when it has stopped waiting for us.
             let _ = sender.send(Message::Finished { index, result });
         });

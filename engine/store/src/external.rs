@@ -7,6 +7,9 @@ use engine_core::artifact::FileRef;
 
 use crate::{Result, StoreError};
 
+/// Files that are digested side by side; a folder may have more files than a process gets threads.
+const FILES_AT_ONCE: usize = 32;
+
 /// Digest of a file's bytes, or of the names and bytes of a folder's files.
 ///
 /// # Errors
@@ -36,16 +39,19 @@ pub(crate) fn folder_files(folder: &Path) -> Result<Vec<FileRef>> {
     let mut names = Vec::new();
     collect(folder, "", &mut names)?;
     names.sort();
-    let digests: Vec<Result<(Digest, u64)>> = std::thread::scope(|scope| {
-        let running: Vec<_> = names
-            .iter()
-            .map(|(_, path)| scope.spawn(move || file_digest(path)))
-            .collect();
-        running
-            .into_iter()
-            .map(|thread| thread.join().expect("digesting a file does not panic"))
-            .collect()
-    });
+    let side_by_side = |names: &[(String, PathBuf)]| -> Vec<Result<(Digest, u64)>> {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = names
+                .iter()
+                .map(|(_, path)| scope.spawn(move || file_digest(path)))
+                .collect();
+            running
+                .into_iter()
+                .map(|thread| thread.join().expect("digesting a file does not panic"))
+                .collect()
+        })
+    };
+    let digests: Vec<_> = names.chunks(FILES_AT_ONCE).flat_map(side_by_side).collect();
     names
         .into_iter()
         .zip(digests)

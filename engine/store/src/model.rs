@@ -42,8 +42,8 @@ impl Store {
         Ok(model)
     }
 
-    /// A local folder with the model's files: the store's own when it is on the local disk, else a copy that is kept
-    /// for the next time. Read-only.
+    /// A local folder with the model's files and no others: the store's own when it is on the local disk, else a copy
+    /// that is kept for the next time. Read-only.
     ///
     /// # Errors
     /// When a file is missing, has another size than recorded, or the store fails.
@@ -52,7 +52,9 @@ impl Store {
             for file in &model.files {
                 self.check_size(&object(model, file), file.bytes)?;
             }
-            return Ok(folder);
+            if !has_strays(model, &folder)? {
+                return Ok(folder);
+            }
         }
         let cache = std::env::temp_dir().join("metis-flow-models");
         let folder = cache.join(model.digest.as_str());
@@ -116,6 +118,23 @@ impl Store {
     }
 }
 
+/// Whether a folder has files that are none of the model's: what a process left behind that was killed while it wrote.
+/// Whoever copies the folder would make another model of it.
+fn has_strays(model: &ModelFolder, folder: &Path) -> Result<bool> {
+    let failed = || StoreError::file("list", folder);
+    for entry in std::fs::read_dir(folder).map_err(failed())? {
+        let name = entry.map_err(failed())?.file_name();
+        let is_known = model
+            .files
+            .iter()
+            .any(|file| Path::new(&file.name).iter().next() == Some(name.as_os_str()));
+        if !is_known {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Path of a file of a model in the store.
 pub(crate) fn object(model: &ModelFolder, file: &FileRef) -> String {
     format!("{}/{}", model.path, file.name)
@@ -168,6 +187,25 @@ mod tests {
         .unwrap();
         let error = store.local_model_folder(&model).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_behind_is_not_handed_out() {
+        let disk = tempfile::tempdir().unwrap();
+        let store = Store::open(disk.path().to_str().unwrap()).unwrap();
+        let source = folder();
+        std::fs::write(source.path().join("note"), format!("{:?}", disk.path())).unwrap();
+        let model = store.import_model(source.path()).unwrap();
+        let own = disk.path().join(&model.path);
+        assert_eq!(
+            store.local_model_folder(&model).unwrap(),
+            own.canonicalize().unwrap()
+        );
+        std::fs::write(own.join("config.json#1"), "{").unwrap();
+        let clean = store.local_model_folder(&model).unwrap();
+        assert!(!clean.join("config.json#1").exists());
+        assert_eq!(store.import_model(&clean).unwrap(), model);
+        std::fs::remove_dir_all(clean).unwrap();
     }
 
     #[test]

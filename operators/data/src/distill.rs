@@ -3,6 +3,7 @@
 //! Kept are correct completions that ended by themselves (a truncated one would teach not to stop), each token
 //! sequence once. Their tokens go on as they were sampled.
 
+use arrow::array::AsArray;
 use engine_core::operator::Family;
 use engine_core::{
     Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
@@ -136,9 +137,28 @@ impl OperatorConfig for Distill {
         if self.uses_scores() {
             session.register_port(io, "scores")?;
         }
+        for port in ["rollouts", "verdicts"] {
+            check_named_once(&session, port)?;
+        }
         let frame = session.sql(&self.query())?;
         session.write(frame, &TableName::Examples.schema(), io, "examples")?;
         Ok(())
+    }
+}
+
+/// Rollouts meet their verdicts by prompt and sample. The rollouts of a training stage have each pair in every step, and a
+/// wrong answer would meet the verdict of a right one.
+fn check_named_once(session: &QuerySession, port: &str) -> Result<(), OperatorError> {
+    let twice = session.collect(session.sql(&format!(
+        "SELECT prompt_id FROM {port} GROUP BY prompt_id, sample HAVING COUNT(*) > 1 ORDER BY prompt_id LIMIT 1"
+    ))?)?;
+    match twice.iter().find(|batch| batch.num_rows() > 0) {
+        None => Ok(()),
+        Some(batch) => Err(OperatorError::Data(format!(
+            "`{port}` has a sample of prompt `{}` more than once; connect a `rollout` stage and its verdicts, or choose one \
+             training step with a `sql` stage",
+            batch.column(0).as_string::<i64>().value(0)
+        ))),
     }
 }
 
@@ -273,6 +293,32 @@ mod tests {
             "twenty seeds draw different rollouts"
         );
         assert_eq!(texts(Keep::Random(1), true, 2, 3), drawn[3]);
+    }
+
+    #[test]
+    fn samples_that_are_named_twice_are_refused() {
+        let mut io = io(100);
+        let steps = [
+            ("a", 0, "right", &[1, 9][..], "stop"),
+            ("a", 0, "wrong", &[2, 9], "stop"),
+        ];
+        io.input("rollouts", &[rollouts_with_tokens(&steps)]);
+        io.input(
+            "verdicts",
+            &[verdicts(&[
+                ("a", 0, "correct", true),
+                ("a", 0, "wrong", true),
+            ])],
+        );
+        let distill = Distill {
+            keep: Keep::First(2),
+            require_format: true,
+        };
+        let error = io.run(&distill, 0).unwrap_err().to_string();
+        assert!(
+            error.contains("`rollouts` has a sample of prompt `a`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl OperatorConfig for Evaluate {
             judged = is_judged("v"),
         ))?;
         let counts = counts(&session.collect(frame)?)?;
+        warn_of_left_out(&session, io)?;
         if counts.last().is_none_or(|(_, samples, _)| *samples == 0) {
             io.event(StageEvent::Warning(
                 "no verdict of these prompts is a judgement; the accuracy says nothing".to_owned(),
@@ -81,6 +82,31 @@ impl OperatorConfig for Evaluate {
         }
         io.write("evaluations", evaluations(&counts)?)
     }
+}
+
+/// Says which verdicts no accuracy counts.
+fn warn_of_left_out(session: &QuerySession, io: &dyn StageIo) -> Result<(), OperatorError> {
+    let masked = format!("NOT ({})", is_judged("v"));
+    let strange = "NOT EXISTS (SELECT 1 FROM prompts p WHERE p.prompt_id = v.prompt_id)";
+    for (condition, reason) in [
+        (masked.as_str(), "are no judgement (timed-out or failed)"),
+        (strange, "belong to none of these prompts"),
+    ] {
+        let frame = session.sql(&format!(
+            "SELECT COUNT(*) AS n FROM verdicts v WHERE {condition}"
+        ))?;
+        let counted = session.collect(frame)?;
+        let count: i64 = counted
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().iter())
+            .sum();
+        if count > 0 {
+            io.event(StageEvent::Warning(format!(
+                "{count} verdicts {reason} and are left out"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Category, samples and correct ones; rows without a category count in the last row, which is over all.
@@ -241,6 +267,13 @@ mod tests {
             &[1, 2, 4]
         );
         assert_eq!(floats(&out, "accuracy"), [0.0, 0.5, 0.5]);
+        assert_eq!(
+            io.warnings(),
+            [
+                "1 verdicts are no judgement (timed-out or failed) and are left out",
+                "1 verdicts belong to none of these prompts and are left out"
+            ]
+        );
     }
 
     #[test]

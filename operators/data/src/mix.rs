@@ -87,7 +87,7 @@ impl Mix {
         };
         format!(
             "SELECT prompt_id, messages, text, token_ids, origin, model \
-             FROM (SELECT *, row_number() OVER (PARTITION BY origin ORDER BY drawn, prompt_id) AS place \
+             FROM (SELECT *, row_number() OVER (PARTITION BY origin ORDER BY drawn, prompt_id, model) AS place \
                    FROM (SELECT *, {drawn} AS drawn FROM examples)) \
              WHERE {cap} ORDER BY {order}"
         )

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 
 use arrow::datatypes::Schema;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use engine_core::operator::Family;
 use engine_core::{
     Fault, OperatorConfig, OperatorError, OperatorKind, OutputPort, Placement, PortType, PortTypes,
@@ -73,6 +75,7 @@ impl OperatorConfig for Sql {
                     .with_help(format!("the tables are the inputs: {}", names.join(", "))),
             ]
         })?;
+        check_repeatable(frame.logical_plan())?;
         let schema = storage_schema(frame.schema().as_arrow());
         check_names(&schema)?;
         Ok(PortTypes::from([(
@@ -93,6 +96,34 @@ impl OperatorConfig for Sql {
         let schema = storage_schema(frame.schema().as_arrow());
         session.write(frame, &schema, io, "rows")?;
         Ok(())
+    }
+}
+
+/// A stage's rows are cached by its query and inputs, so a query must give the same rows whenever it runs.
+fn check_repeatable(plan: &LogicalPlan) -> Result<(), Vec<Fault>> {
+    let mut found = None;
+    let mut look = |expression: &Expr| {
+        if let Expr::ScalarFunction(call) = expression
+            && call.func.signature().volatility != Volatility::Immutable
+        {
+            found.get_or_insert_with(|| call.func.name().to_owned());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    };
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expression| expression.apply(&mut look))
+    })
+    .map_err(|error| vec![Fault::at("bad-query", "query", error.to_string())])?;
+    match found {
+        None => Ok(()),
+        Some(name) => Err(vec![
+            Fault::at(
+                "bad-query",
+                "query",
+                format!("`{name}()` gives something else in every run, and the result of a stage is kept"),
+            )
+            .with_help("write the value into the query"),
+        ]),
     }
 }
 
@@ -140,6 +171,11 @@ mod tests {
             ("select * from rollouts", "rollouts"),
             ("select prompt_id from", "expected"),
             ("drop table verdicts", "DDL"),
+            (
+                "select prompt_id from verdicts where random() < 0.5",
+                "`random()`",
+            ),
+            ("select prompt_id, now() as at from verdicts", "`now()`"),
             (
                 "select sample, sample + 1 as sample from verdicts",
                 "sample",

@@ -59,6 +59,7 @@ impl Parameters {
     ) -> Result<Self, ModelError> {
         let files = WeightFiles::open(folder)?;
         files.check(&list)?;
+        check_freeze(&list, freeze.unwrap_or_default())?;
         let trained = list
             .iter()
             .map(|parameter| is_trained(parameter, freeze))
@@ -160,6 +161,21 @@ impl Parameters {
             .filter(|bucket| bucket.trained)
             .flat_map(|bucket| bucket.members.iter().copied())
             .collect()
+    }
+}
+
+/// A prefix that fits no weight is a slip that would train what was meant to stay as it is.
+fn check_freeze(list: &[Parameter], freeze: &[String]) -> Result<(), ModelError> {
+    let mut names = list.iter().flat_map(|parameter| &parameter.parts);
+    let idle = freeze
+        .iter()
+        .find(|prefix| !names.clone().any(|part| part.name.starts_with(*prefix)));
+    match (idle, names.next()) {
+        (Some(prefix), Some(first)) => Err(ModelError::Input(format!(
+            "`freeze` has `{prefix}`, with which no weight's name begins; names are like {}",
+            first.name
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -105,7 +105,12 @@ impl SmallFiles {
         std::fs::create_dir_all(folder).map_err(|error| file_error(folder, &error))?;
         for (name, bytes) in &self.files {
             let path = folder.join(name);
-            std::fs::write(&path, bytes).map_err(|error| file_error(&path, &error))?;
+            let stated = match (name.to_str(), weights.first()) {
+                (Some("config.json"), Some(weight)) => state_dtype(bytes, weight.dtype),
+                _ => None,
+            };
+            std::fs::write(&path, stated.as_ref().unwrap_or(bytes))
+                .map_err(|error| file_error(&path, &error))?;
         }
         let path = folder.join(WEIGHTS_FILE);
         let views = weights
@@ -126,6 +131,26 @@ impl SmallFiles {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         serialize_to_file(views, Some(metadata), &path).map_err(|error| file_error(&path, &error))
     }
+}
+
+/// The configuration with the format that the weights really have, under whichever of the two names it is stated: a
+/// reader that trusts a stale one would round them. `None` when nothing is to be changed.
+fn state_dtype(config: &[u8], dtype: Dtype) -> Option<Vec<u8>> {
+    let mut json: serde_json::Value = serde_json::from_slice(config).ok()?;
+    let real = match dtype {
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    let mut changed = false;
+    for key in ["torch_dtype", "dtype"] {
+        if let Some(stated) = json.get_mut(key).filter(|stated| **stated != real) {
+            *stated = real.into();
+            changed = true;
+        }
+    }
+    let mut text = changed.then(|| serde_json::to_vec_pretty(&json).ok())??;
+    text.push(b'\n');
+    Some(text)
 }
 
 fn file_error(path: &Path, error: &dyn std::fmt::Display) -> ModelError {

@@ -53,7 +53,11 @@ impl WeightFiles {
             let parsed =
                 SafeTensors::deserialize(&map).map_err(|error| file_error(&path, &error))?;
             for name in parsed.names() {
-                tensors.insert(canonical(name), (number, name.to_owned()));
+                let weight = (number, name.to_owned());
+                if tensors.insert(canonical(name), weight).is_some() {
+                    let message = "is there twice, under this or another name".to_owned();
+                    return Err(tensor_error(&path, name, message));
+                }
             }
             files.push((path, map));
         }

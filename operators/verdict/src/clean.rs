@@ -102,7 +102,8 @@ fn emit_command(name: &str, out: &mut String) -> bool {
     false
 }
 
-/// Text for comparison: lower case, no marks, white space only between letters or digits, no full stop at the end.
+/// Text for comparison: lower case, no marks, white space only between letters or digits, no full stop at the end, no
+/// quotation marks around it.
 pub(crate) fn comparable(cleaned: &str) -> String {
     let mut out = String::with_capacity(cleaned.len());
     let mut is_spaced = false;
@@ -120,7 +121,14 @@ pub(crate) fn comparable(cleaned: &str) -> String {
         is_spaced = false;
         out.extend(c.to_lowercase());
     }
-    let inner = out.trim_matches(|c| matches!(c, '"' | '\'' | '.'));
+    let mut inner = out.trim_matches('.');
+    for quote in ['"', '\''] {
+        // Only in pairs: a single one is a prime, or feet and inches.
+        let bare = inner.strip_prefix(quote);
+        if let Some(bare) = bare.and_then(|rest| rest.strip_suffix(quote)) {
+            inner = bare.trim_matches('.');
+        }
+    }
     let choice = inner
         .strip_prefix('(')
         .and_then(|rest| rest.strip_suffix(')'))

@@ -3,7 +3,7 @@
 use num_bigint::BigInt;
 use num_rational::BigRational;
 
-use crate::clean::{clean, comparable};
+use crate::clean::{TEXT_MARK, clean, comparable};
 use crate::number::{NumberFault, number};
 use crate::unit::{Suffix, suffix};
 use crate::verify::{GoldError, Outcome};
@@ -27,6 +27,7 @@ pub(crate) fn check(gold: &str) -> Result<(), GoldError> {
         return Err(GoldError::Unbalanced);
     }
     match value(&cleaned) {
+        Ok((_, Value::Text(text))) if text.is_empty() => Err(GoldError::Empty),
         Ok(_) => Ok(()),
         Err(NumberFault::TooLarge) => Err(GoldError::TooLarge),
         Err(NumberFault::ZeroDenominator) => Err(GoldError::ZeroDenominator),
@@ -35,50 +36,61 @@ pub(crate) fn check(gold: &str) -> Result<(), GoldError> {
 
 /// Compares a gold answer that passed [`check`] with an answer.
 pub(crate) fn compare(gold: &str, answer: &str) -> Outcome {
-    let Ok(gold) = value(&clean(gold)) else {
+    let Ok((gold_name, gold)) = value(&clean(gold)) else {
         return Outcome::Failed;
     };
-    let is_equal = match (gold, value(&clean(answer))) {
-        (_, Err(NumberFault::TooLarge)) => return Outcome::TimedOut,
-        (_, Err(NumberFault::ZeroDenominator)) => false,
-        (Value::Number(left, left_unit), Ok(Value::Number(right, right_unit))) => {
-            // A unit may be left out, but two different ones are two different quantities.
-            left == right
-                && (left_unit.is_none() || right_unit.is_none() || left_unit == right_unit)
-        }
-        (Value::Text(left), Ok(Value::Text(right))) => left == right,
-        (Value::Number(..), Ok(Value::Text(_))) | (Value::Text(_), Ok(Value::Number(..))) => false,
+    let (name, answer) = match value(&clean(answer)) {
+        Ok(said) => said,
+        Err(NumberFault::TooLarge) => return Outcome::TimedOut,
+        Err(NumberFault::ZeroDenominator) => return Outcome::Wrong,
     };
-    if is_equal {
+    let is_equal = match (gold, answer) {
+        (Value::Number(left, left_unit), Value::Number(right, right_unit)) => {
+            left == right && agree(left_unit.as_ref(), right_unit.as_ref())
+        }
+        (Value::Text(left), Value::Text(right)) => left == right,
+        (Value::Number(..), Value::Text(_)) | (Value::Text(_), Value::Number(..)) => false,
+    };
+    if is_equal && agree(gold_name.as_ref(), name.as_ref()) {
         Outcome::Correct
     } else {
         Outcome::Wrong
     }
 }
 
-fn value(cleaned: &str) -> Result<Value, NumberFault> {
-    let body = strip_assignment(cleaned);
-    if let Some((value, rest)) = number(body)? {
-        match suffix(rest) {
-            Suffix::None => return Ok(Value::Number(value, None)),
-            Suffix::Percent => return Ok(Value::Number(value / BigInt::from(100), None)),
-            Suffix::Unit(unit) => return Ok(Value::Number(value, Some(unit))),
-            Suffix::Other => {}
-        }
-    }
-    Ok(Value::Text(comparable(body)))
+/// A unit or a variable may be left out, but two different ones are two different quantities.
+fn agree<T: PartialEq>(left: Option<&T>, right: Option<&T>) -> bool {
+    left.is_none() || right.is_none() || left == right
 }
 
-/// `x = 5` says 5.
-fn strip_assignment(text: &str) -> &str {
-    match text.split_once('=') {
-        Some((name, value))
-            if matches!(name.trim().as_bytes(), [letter] if letter.is_ascii_alphabetic())
-                && !value.trim().is_empty() =>
-        {
-            value.trim_start()
+/// What an answer says, and of which variable, where it names one.
+fn value(cleaned: &str) -> Result<(Option<u8>, Value), NumberFault> {
+    // A number may stand in a text command from its first digit on.
+    let (name, body) = split_assignment(cleaned.trim_start_matches([TEXT_MARK, ' ']));
+    if let Some((value, rest)) = number(body.trim_start_matches([TEXT_MARK, ' ']))? {
+        let unit = match suffix(rest) {
+            Suffix::None => Some((value, None)),
+            Suffix::Percent => Some((value / BigInt::from(100), None)),
+            Suffix::Unit(unit) => Some((value, Some(unit))),
+            Suffix::Other => None,
+        };
+        if let Some((value, unit)) = unit {
+            return Ok((name, Value::Number(value, unit)));
         }
-        _ => text,
+    }
+    Ok((name, Value::Text(comparable(body))))
+}
+
+/// `x = 5` says 5, of `x`.
+fn split_assignment(text: &str) -> (Option<u8>, &str) {
+    match text.split_once('=') {
+        Some((name, value)) if !value.trim().is_empty() => match name.trim().as_bytes() {
+            [letter] if letter.is_ascii_alphabetic() => {
+                (Some(letter.to_ascii_lowercase()), value.trim_start())
+            }
+            _ => (None, text),
+        },
+        _ => (None, text),
     }
 }
 

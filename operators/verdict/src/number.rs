@@ -72,16 +72,21 @@ fn magnitude(text: &str) -> Result<Option<(BigRational, &str)>, NumberFault> {
 
 /// An integer followed by a proper fraction is their sum.
 fn mixed(whole: BigRational, rest: &str) -> Result<Option<(BigRational, &str)>, NumberFault> {
+    // Five times seven halves is written like five and seven halves, so only a proper fraction is added.
+    let sum = |part: BigRational, rest| {
+        let is_proper = part > BigRational::zero() && part < BigRational::one();
+        is_proper.then(|| (&whole + part, rest))
+    };
     let next = rest.trim_start();
     if let Some(after) = next.strip_prefix("\\frac") {
-        return Ok(fraction(after)?.map(|(part, rest)| (whole + part, rest)));
+        return Ok(fraction(after)?.and_then(|(part, rest)| sum(part, rest)));
     }
     if next.len() < rest.len()
         && let Some((numerator, after)) = decimal(next)?
         && let Some(after) = after.strip_prefix('/')
         && let Some((denominator, rest)) = decimal(after)?
     {
-        return ratio(numerator, denominator).map(|part| Some((whole + part, rest)));
+        return ratio(numerator, denominator).map(|part| sum(part, rest));
     }
     Ok(Some((whole, rest)))
 }

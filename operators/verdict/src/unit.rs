@@ -21,35 +21,23 @@ const SHORT_UNITS: [&str; 27] = [
     "yd", "lb", "lbs", "oz", "hr", "hrs", "min", "mph", "kmh", "Hz",
 ];
 
+/// Units of one letter that pass in a text command. Others are constants and variables, as the upright imaginary unit.
+const LETTER_UNITS: &[&str] = &[
+    "A", "C", "F", "J", "K", "L", "N", "V", "W", "g", "h", "l", "m", "s",
+];
+
 /// Words that change the number before them or join it with something else.
-const NO_UNITS: [&str; 27] = [
-    "and",
-    "or",
-    "to",
-    "not",
-    "pi",
-    "half",
-    "halves",
-    "third",
-    "thirds",
-    "quarter",
-    "quarters",
-    "dozen",
-    "hundred",
-    "thousand",
-    "million",
-    "billion",
-    "trillion",
-    "squared",
-    "cubed",
-    "root",
-    "factorial",
-    "plus",
-    "minus",
-    "times",
-    "over",
-    "mod",
-    "sqrt",
+#[rustfmt::skip]
+const NO_UNITS: &[&str] = &[
+    "and", "or", "to", "not", "than", "maybe", "negative", "percent", "percents", "percentage",
+    "half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "sixth", "sixths",
+    "seventh", "sevenths", "eighth", "eighths", "ninth", "ninths", "tenth", "tenths", "hundredth", "hundredths",
+    "thousandth", "thousandths", "zero", "one", "ones", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "tens", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+    "dozen", "dozens", "hundred", "hundreds", "thousand", "thousands", "million", "millions", "billion", "billions",
+    "trillion", "trillions", "squared", "cubed", "root", "sqrt", "factorial", "plus", "minus", "times", "multiplied",
+    "divided", "over", "mod", "choose", "power", "pi", "alpha", "beta", "theta", "lambda", "sigma", "omega", "infinity",
+    "sin", "cos", "tan", "cot", "log", "ln", "exp", "cis",
 ];
 
 /// Reads what follows a number in a cleaned answer.
@@ -69,15 +57,14 @@ pub(crate) fn suffix(rest: &str) -> Suffix {
         return scale;
     }
     let (words, power) = split_power(text);
-    let words: Vec<&str> = words
-        .split([' ', '/'])
-        .filter(|word| !word.is_empty())
-        .collect();
-    let is_unit = !words.is_empty()
-        && words.len() <= 4
-        && words
-            .iter()
-            .all(|word| is_unit_word(word, is_marked, is_spaced));
+    // The stroke stays: metres a second are not metre-seconds.
+    let words = words.replace('/', " / ");
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let is_word = |word: &&str| is_unit_word(word, is_marked, is_spaced);
+    let is_unit = words.first().is_some_and(is_word)
+        && words.last().is_some_and(is_word)
+        && words.iter().filter(|word| **word != "/").count() <= 4
+        && words.iter().all(|word| *word == "/" || is_word(word));
     if !is_unit {
         return Suffix::Other;
     }
@@ -118,7 +105,7 @@ fn is_unit_word(word: &str, is_marked: bool, is_spaced: bool) -> bool {
         return false;
     }
     if is_marked {
-        return true;
+        return word.len() > 1 || LETTER_UNITS.contains(&word);
     }
     // One letter without `\text` is a variable as often as a unit (5 m, 5 x), so only listed ones pass, and only apart.
     if SHORT_UNITS.contains(&word) {

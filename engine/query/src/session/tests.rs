@@ -7,6 +7,9 @@ use arrow::array::{AsArray, Int64Array, LargeStringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use parquet::arrow::ArrowWriter;
 
+use engine_core::operator::BatchReader;
+use engine_core::{Artifact, StageEvent};
+
 use super::*;
 use crate::{Catalog, StoredDataset, rows_to_json};
 use schemas::TableName;
@@ -139,4 +142,74 @@ fn the_catalog_unites_the_datasets_of_a_table_and_says_where_rows_are_from() {
         ),
         (7, 0)
     );
+}
+
+/// Output ports that forget what is written to them.
+struct Nowhere;
+
+impl StageIo for Nowhere {
+    fn inputs(&self, _port: &str) -> &[Artifact] {
+        &[]
+    }
+
+    fn input_ports(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn read(&self, _port: &str) -> Result<BatchReader, OperatorError> {
+        Ok(Box::new(std::iter::empty()))
+    }
+
+    fn part_urls(&self, _port: &str) -> Result<Vec<String>, OperatorError> {
+        Ok(Vec::new())
+    }
+
+    fn model_folder(&self, _port: &str) -> Result<std::path::PathBuf, OperatorError> {
+        Ok(std::path::PathBuf::new())
+    }
+
+    fn write(&mut self, _port: &str, _batch: RecordBatch) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn write_model(&mut self, _port: &str, _folder: &Path) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn put_media(&mut self, _bytes: &[u8]) -> Result<String, OperatorError> {
+        Ok(String::new())
+    }
+
+    fn media(&self, _digest: &str) -> Result<Vec<u8>, OperatorError> {
+        Ok(Vec::new())
+    }
+
+    fn scratch(&self) -> &Path {
+        Path::new("")
+    }
+
+    fn event(&self, _event: StageEvent) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_query_that_panics_is_an_error_and_no_shorter_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let urls = vec![part(folder.path(), "a.parquet", &[1, 2, 3])];
+    let session = QuerySession::new(Order::Repeatable).unwrap();
+    session.register_parquet("numbers", urls).unwrap();
+    session.register_function(datafusion::logical_expr::create_udf(
+        "broken",
+        vec![DataType::Int64],
+        DataType::Int64,
+        datafusion::logical_expr::Volatility::Volatile,
+        Arc::new(|_| panic!("a fault in a function")),
+    ));
+    let frame = session.sql("select broken(id) as id from numbers").unwrap();
+    let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, true)]));
+    let error = session.write(frame, &schema, &mut Nowhere, "rows");
+    assert!(matches!(error, Err(OperatorError::Data(_))), "{error:?}");
 }

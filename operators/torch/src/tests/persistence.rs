@@ -204,3 +204,25 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
         "{error}"
     );
 }
+
+#[test]
+fn a_saved_configuration_states_the_format_of_its_weights() {
+    let scratch = Scratch::new("stated-dtype");
+    let stale = scratch.0.join("stale");
+    std::fs::create_dir_all(&stale).unwrap();
+    for entry in std::fs::read_dir(golden_folder("grouped_tied")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, stale.join(path.file_name().unwrap())).unwrap();
+    }
+    let config = stale.join("config.json");
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let mut stated = read(&config);
+    stated["torch_dtype"] = "bfloat16".into();
+    std::fs::write(&config, stated.to_string()).unwrap();
+
+    let saved = scratch.0.join("saved");
+    load(&stale, &inference()).save(&saved).unwrap();
+    assert_eq!(read(&saved.join("config.json"))["torch_dtype"], "float32");
+}

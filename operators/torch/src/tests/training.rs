@@ -247,6 +247,13 @@ fn a_frozen_tower_stays_and_the_rest_learns() {
         error.to_string().contains("freeze all or none of"),
         "{error}"
     );
+    let slip = training(&["visual.", "model.visual."]);
+    let error =
+        TorchPolicy::load(&super::golden_folder("grouped_tied"), &slip, super::CPU).unwrap_err();
+    assert!(
+        error.to_string().contains("`model.visual.`, with which no"),
+        "{error}"
+    );
 }
 
 #[test]
