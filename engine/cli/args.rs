@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Sql(SqlArgs),
     /// Write a dataset or model of the latest run to a file or folder.
     Export(ExportArgs),
+    /// Draw a pipeline as a graph.
+    Graph(GraphArgs),
     /// Print what is generated from the sources of this program.
     #[command(hide = true, subcommand)]
     Dev(DevCommand),
@@ -150,6 +152,24 @@ pub(crate) struct ExportArgs {
     pub(crate) to: PathBuf,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// The pipeline file.
+    pub(crate) file: PathBuf,
+    /// Language of the drawing.
+    #[arg(long, value_enum, default_value = "mermaid")]
+    pub(crate) format: GraphForm,
+}
+
+/// Language of a drawing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphForm {
+    /// Mermaid, which Markdown pages show.
+    Mermaid,
+    /// DOT of Graphviz.
+    Dot,
 }
 
 fn device(text: &str) -> Result<String, String> {

@@ -8,6 +8,7 @@
 mod cache;
 mod data;
 mod diagnostics;
+mod graph;
 mod kill;
 mod layers;
 mod run;

@@ -3,6 +3,7 @@
 mod check;
 mod dev;
 mod export;
+mod graph;
 mod plan;
 mod run;
 mod runs;
@@ -22,6 +23,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Show(arguments) => show::show(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Graph(arguments) => graph::graph(&arguments),
         Command::Dev(command) => dev::dev(&command),
     }
 }
