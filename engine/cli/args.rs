@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Draw a pipeline as a graph.
     Graph(GraphArgs),
+    /// Print a shell's completions of this command line.
+    Completions(CompletionsArgs),
     /// Print what is generated from the sources of this program.
     #[command(hide = true, subcommand)]
     Dev(DevCommand),
@@ -170,6 +172,12 @@ pub(crate) enum GraphForm {
     Mermaid,
     /// DOT of Graphviz.
     Dot,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
 }
 
 fn device(text: &str) -> Result<String, String> {

@@ -6,6 +6,7 @@
 )]
 
 mod cache;
+mod completions;
 mod data;
 mod diagnostics;
 mod graph;

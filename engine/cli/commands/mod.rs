@@ -1,6 +1,7 @@
 //! One file for each command.
 
 mod check;
+mod completions;
 mod dev;
 mod export;
 mod graph;
@@ -24,6 +25,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
         Command::Graph(arguments) => graph::graph(&arguments),
+        Command::Completions(arguments) => completions::completions(&arguments),
         Command::Dev(command) => dev::dev(&command),
     }
 }
