@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Sql(SqlArgs),
     /// Write a dataset or model of the latest run to a file or folder.
     Export(ExportArgs),
+    /// Say why a stage was cached or ran, or would be.
+    Why(WhyArgs),
     /// Draw a pipeline as a graph.
     Graph(GraphArgs),
     /// Print a shell's completions of this command line.
@@ -154,6 +156,19 @@ pub(crate) struct ExportArgs {
     pub(crate) to: PathBuf,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// The stage.
+    pub(crate) stage: String,
+    /// Explain what a run of this pipeline file would do; the latest run when left out.
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,3 +16,4 @@ mod run;
 mod schema;
 mod support;
 mod tidy;
+mod why;

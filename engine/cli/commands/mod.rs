@@ -10,6 +10,7 @@ mod run;
 mod runs;
 mod show;
 mod sql;
+mod why;
 
 use crate::args::{Arguments, Command};
 use crate::exit::Exit;
@@ -24,6 +25,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Show(arguments) => show::show(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Why(arguments) => why::why(&arguments),
         Command::Graph(arguments) => graph::graph(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),
         Command::Dev(command) => dev::dev(&command),
