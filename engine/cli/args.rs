@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Say why a stage was cached or ran, or would be.
     Why(WhyArgs),
+    /// Show what an artifact was made from.
+    Lineage(LineageArgs),
     /// Draw a pipeline as a graph.
     Graph(GraphArgs),
     /// Print a shell's completions of this command line.
@@ -164,6 +166,17 @@ pub(crate) struct WhyArgs {
     pub(crate) stage: String,
     /// Explain what a run of this pipeline file would do; the latest run when left out.
     pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LineageArgs {
+    /// A stage of the latest run that has it, or the first digits of a stage key or artifact digest.
+    pub(crate) what: String,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     /// Print JSON.

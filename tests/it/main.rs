@@ -12,6 +12,7 @@ mod diagnostics;
 mod graph;
 mod kill;
 mod layers;
+mod lineage;
 mod run;
 mod schema;
 mod support;

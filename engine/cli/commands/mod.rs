@@ -5,6 +5,7 @@ mod completions;
 mod dev;
 mod export;
 mod graph;
+mod lineage;
 mod plan;
 mod run;
 mod runs;
@@ -26,6 +27,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
         Command::Why(arguments) => why::why(&arguments),
+        Command::Lineage(arguments) => lineage::lineage(&arguments),
         Command::Graph(arguments) => graph::graph(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),
         Command::Dev(command) => dev::dev(&command),
