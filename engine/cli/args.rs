@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Why(WhyArgs),
     /// Show what an artifact was made from.
     Lineage(LineageArgs),
+    /// Remove from a store what nothing refers to.
+    Gc(GcArgs),
     /// Draw a pipeline as a graph.
     Graph(GraphArgs),
     /// Print a shell's completions of this command line.
@@ -185,6 +188,27 @@ pub(crate) struct LineageArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Say what would be removed; remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Keep what is younger, for example `12h` or `7d`; more than the longest stage of a run takes.
+    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = age)]
+    pub(crate) older_than: Duration,
+    /// Keep what is younger than this even if `--older-than` is less.
+    #[arg(long, value_name = "AGE", default_value = "1h", value_parser = age)]
+    pub(crate) grace: Duration,
+    /// Also remove the results that none of the N latest runs used; all results stay when left out.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_runs: Option<usize>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct GraphArgs {
     /// The pipeline file.
     pub(crate) file: PathBuf,
@@ -219,6 +243,25 @@ fn device(text: &str) -> Result<String, String> {
     }
 }
 
+/// `30s`, `5m`, `12h`, `7d` or `2w`.
+fn age(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a number with s, m, h, d or w, for example `7d`".to_owned();
+    let unit = text.chars().next_back().ok_or_else(expected)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        'w' => 7 * 24 * 60 * 60,
+        _ => return Err(expected()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| expected())?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(expected)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -228,6 +271,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_age_has_a_number_and_a_unit() {
+        assert_eq!(age("0s"), Ok(Duration::ZERO));
+        assert_eq!(age("7d"), Ok(Duration::from_hours(168)));
+        for wrong in ["", "7", "d", "-1d", "7 d", "7y", "99999999999999999999w"] {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod cache;
 mod completions;
 mod data;
 mod diagnostics;
+mod gc;
 mod graph;
 mod kill;
 mod layers;

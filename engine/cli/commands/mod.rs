@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod dev;
 mod export;
+mod gc;
 mod graph;
 mod lineage;
 mod plan;
@@ -28,6 +29,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Export(arguments) => export::export(&arguments),
         Command::Why(arguments) => why::why(&arguments),
         Command::Lineage(arguments) => lineage::lineage(&arguments),
+        Command::Gc(arguments) => gc::gc(&arguments),
         Command::Graph(arguments) => graph::graph(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),
         Command::Dev(command) => dev::dev(&command),
