@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -45,6 +46,16 @@ pub(crate) enum Command {
     Sql(SqlArgs),
     /// Write a dataset or model of the latest run to a file or folder.
     Export(ExportArgs),
+    /// Say why a stage was cached or ran, or would be.
+    Why(WhyArgs),
+    /// Show what an artifact was made from.
+    Lineage(LineageArgs),
+    /// Remove from a store what nothing refers to.
+    Gc(GcArgs),
+    /// Draw a pipeline as a graph.
+    Graph(GraphArgs),
+    /// Print a shell's completions of this command line.
+    Completions(CompletionsArgs),
     /// Print what is generated from the sources of this program.
     #[command(hide = true, subcommand)]
     Dev(DevCommand),
@@ -152,6 +163,75 @@ pub(crate) struct ExportArgs {
     pub(crate) store: StoreArgs,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// The stage.
+    pub(crate) stage: String,
+    /// Explain what a run of this pipeline file would do; the latest run when left out.
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LineageArgs {
+    /// A stage of the latest run that has it, or the first digits of a stage key or artifact digest.
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Say what would be removed; remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Keep what is younger, for example `12h` or `7d`; more than the longest stage of a run takes.
+    #[arg(long, value_name = "AGE", default_value = "7d", value_parser = age)]
+    pub(crate) older_than: Duration,
+    /// Keep what is younger than this even if `--older-than` is less.
+    #[arg(long, value_name = "AGE", default_value = "1h", value_parser = age)]
+    pub(crate) grace: Duration,
+    /// Also remove the results that none of the N latest runs used; all results stay when left out.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_runs: Option<usize>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// The pipeline file.
+    pub(crate) file: PathBuf,
+    /// Language of the drawing.
+    #[arg(long, value_enum, default_value = "mermaid")]
+    pub(crate) format: GraphForm,
+}
+
+/// Language of a drawing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GraphForm {
+    /// Mermaid, which Markdown pages show.
+    Mermaid,
+    /// DOT of Graphviz.
+    Dot,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
 fn device(text: &str) -> Result<String, String> {
     let is_cuda = text
         .strip_prefix("cuda:")
@@ -163,6 +243,25 @@ fn device(text: &str) -> Result<String, String> {
     }
 }
 
+/// `30s`, `5m`, `12h`, `7d` or `2w`.
+fn age(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a number with s, m, h, d or w, for example `7d`".to_owned();
+    let unit = text.chars().next_back().ok_or_else(expected)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        'w' => 7 * 24 * 60 * 60,
+        _ => return Err(expected()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| expected())?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(expected)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -172,6 +271,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_age_has_a_number_and_a_unit() {
+        assert_eq!(age("0s"), Ok(Duration::ZERO));
+        assert_eq!(age("7d"), Ok(Duration::from_hours(168)));
+        for wrong in ["", "7", "d", "-1d", "7 d", "7y", "99999999999999999999w"] {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

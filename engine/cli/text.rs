@@ -32,6 +32,21 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// `12 B`, `3.4 KiB`, `5.6 GiB`.
+pub(crate) fn bytes(number: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut size = number as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
 /// A table without vertical lines; the columns with these numbers are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
@@ -88,6 +103,8 @@ mod tests {
             times,
             ["0.04 s", "1.0 s", "10 s", "1m 01s", "1h 00m", "2h 05m"]
         );
+        let sizes = [1023, 1536, 1_048_575, 5 << 40].map(bytes);
+        assert_eq!(sizes, ["1023 B", "1.5 KiB", "1.0 MiB", "5.0 TiB"]);
         assert_eq!(brief("a\n b  c", 10), "a b c");
         assert_eq!(brief("abcdef", 3), "abc...");
     }

@@ -6,11 +6,16 @@
 )]
 
 mod cache;
+mod completions;
 mod data;
 mod diagnostics;
+mod gc;
+mod graph;
 mod kill;
 mod layers;
+mod lineage;
 mod run;
 mod schema;
 mod support;
 mod tidy;
+mod why;

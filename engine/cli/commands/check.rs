@@ -50,6 +50,19 @@ pub(crate) fn load(file: &Path, root: &Path) -> anyhow::Result<Option<Plan>> {
     }
 }
 
+/// The plan of a pipeline file, without a look at the files that it names. Nothing when the pipeline has problems, which
+/// are then on the terminal.
+pub(crate) fn planned(file: &Path) -> anyhow::Result<Option<Plan>> {
+    let document = read(file)?;
+    match engine_plan::plan(&document, &crate::registry()) {
+        Ok(plan) => Ok(Some(plan)),
+        Err(problems) => {
+            eprint!("{}", render::problems(&document, &problems));
+            Ok(None)
+        }
+    }
+}
+
 fn read(file: &Path) -> anyhow::Result<Document> {
     let name = file.display();
     let bytes = std::fs::read(file)

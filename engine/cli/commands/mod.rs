@@ -1,13 +1,18 @@
 //! One file for each command.
 
 mod check;
+mod completions;
 mod dev;
 mod export;
+mod gc;
+mod graph;
+mod lineage;
 mod plan;
 mod run;
 mod runs;
 mod show;
 mod sql;
+mod why;
 
 use crate::args::{Arguments, Command};
 use crate::exit::Exit;
@@ -22,6 +27,11 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Show(arguments) => show::show(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Why(arguments) => why::why(&arguments),
+        Command::Lineage(arguments) => lineage::lineage(&arguments),
+        Command::Gc(arguments) => gc::gc(&arguments),
+        Command::Graph(arguments) => graph::graph(&arguments),
+        Command::Completions(arguments) => completions::completions(&arguments),
         Command::Dev(command) => dev::dev(&command),
     }
 }

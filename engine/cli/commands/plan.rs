@@ -81,7 +81,8 @@ fn stage_json(stage: &engine_plan::Stage, found: &Assessment) -> serde_json::Val
     })
 }
 
-fn explain(reason: &Reason) -> String {
+/// A reason for people.
+pub(super) fn explain(reason: &Reason) -> String {
     match reason {
         Reason::NoEarlierResult => "no earlier result".to_owned(),
         Reason::InputNotMade { stage } => format!("waits for `{stage}`"),

@@ -2,6 +2,10 @@
 
 use engine_core::Digest;
 
+pub(crate) const VERSION: &str = "v1";
+pub(crate) const PARTS: &str = "v1/parts";
+pub(crate) const MODELS: &str = "v1/models";
+pub(crate) const MEDIA: &str = "v1/media";
 pub(crate) const STAGES: &str = "v1/stages";
 pub(crate) const RUNS: &str = "v1/runs";
 
@@ -10,15 +14,15 @@ pub(crate) fn manifest(key: &Digest) -> String {
 }
 
 pub(crate) fn part(digest: &Digest) -> String {
-    format!("v1/parts/{digest}.parquet")
+    format!("{PARTS}/{digest}.parquet")
 }
 
 pub(crate) fn model(digest: &Digest) -> String {
-    format!("v1/models/{digest}")
+    format!("{MODELS}/{digest}")
 }
 
 pub(crate) fn media(digest: &str) -> String {
-    format!("v1/media/{digest}")
+    format!("{MEDIA}/{digest}")
 }
 
 pub(crate) fn run(run: &str) -> String {

@@ -1,0 +1,128 @@
+//! What is removed from a store, and that nothing that is needed is.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::{Project, is_running, wait_until};
+
+const PIPELINE: &str = "
+version: 1
+name: collected
+seed: 7
+stages:
+  prompts:
+    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind } }
+  few:
+    inputs: { p: prompts }
+    sql: { query: 'select * from p order by prompt_id limit 40' }
+  base: { init-model: { config: $repo/examples/models/tiny-vl-config } }
+  answers:
+    inputs: { prompts: few, model: base }
+    rollout: { samples: 4, temperature: 1.0, max-new-tokens: 48 }
+";
+
+const RUN: [&str; 4] = ["run", "p.yaml", "--device", "cpu"];
+const NOW: [&str; 6] = ["gc", "--older-than", "0s", "--grace", "0s", "--json"];
+
+fn project() -> Project {
+    let project = Project::new();
+    project.write("p.yaml", PIPELINE);
+    project
+}
+
+fn gc(project: &Project, more: &[&str]) -> Value {
+    project.call(&[&NOW, more].concat()).expect(0).json()
+}
+
+fn kinds(garbage: &Value) -> BTreeSet<&str> {
+    let objects = garbage["objects"].as_array().unwrap().iter();
+    objects
+        .map(|object| object["kind"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_store_after_gc_has_all_that_a_rerun_needs() {
+    let project = project();
+    let first = project.run("p.yaml");
+    for object in [
+        "parts/lost.parquet",
+        "models/lost/config.json",
+        "media/lost",
+    ] {
+        let path = project.path(".metis/v1").join(object);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "lost").unwrap();
+    }
+    let young = project.call(&["gc", "--older-than", "0s", "--json"]);
+    assert!(kinds(&young.expect(0).json()).is_empty());
+
+    let would = gc(&project, &["--dry-run"]);
+    assert_eq!(kinds(&would), ["media", "model", "part"].into());
+    assert_eq!(would["objects"].as_array().unwrap().len(), 3, "{would}");
+    assert_eq!(would["bytes"], 12);
+    assert!(project.path(".metis/v1/media/lost").exists());
+    let did = gc(&project, &[]);
+    assert_eq!(did["objects"], would["objects"]);
+    assert!(!project.path(".metis/v1/media/lost").exists());
+    let text = project.call(&NOW[..5]).expect(0);
+    assert!(
+        text.stderr.contains("0 objects, 0 B, removed"),
+        "{}",
+        text.stderr
+    );
+
+    let again = project.run("p.yaml");
+    assert!(again.ran().is_empty(), "{:?}", again.statuses());
+    assert_eq!(again.digests(), first.digests());
+}
+
+#[test]
+fn results_that_only_older_runs_used_go_when_runs_are_counted() {
+    let project = project();
+    project.run("p.yaml");
+    project.write("p.yaml", &PIPELINE.replace("limit 40", "limit 30"));
+    let second = project.run("p.yaml");
+    assert_eq!(second.ran(), ["answers", "few"]);
+    assert!(kinds(&gc(&project, &["--keep-runs", "2"])).is_empty());
+    let removed = gc(&project, &["--keep-runs", "1"]);
+    let stages = removed["objects"].as_array().unwrap().iter();
+    let stages = stages.filter(|object| object["kind"] == "stage").count();
+    assert_eq!(stages, 2, "{removed}");
+    assert!(kinds(&removed).contains("part"));
+    let again = project.run("p.yaml");
+    assert!(again.ran().is_empty(), "{:?}", again.statuses());
+    assert_eq!(again.digests(), second.digests());
+}
+
+#[test]
+fn a_run_at_work_keeps_everything_and_what_a_killed_one_left_goes() {
+    let project = project();
+    let undisturbed = project.run("p.yaml").digests();
+    std::fs::remove_dir_all(project.path(".metis")).unwrap();
+    let mut running = project.start(&RUN);
+    running.wait_for("answers  started");
+    let worker = running.wait_for_worker(&[]);
+    let held = project
+        .call(&["gc", "--older-than", "0s", "--keep-runs", "0", "--json"])
+        .expect(0);
+    assert!(held.json()["held_by"].is_string(), "{}", held.stdout);
+    assert!(held.stderr.contains("may be at work"), "{}", held.stderr);
+    running.signal("KILL");
+    drop(running);
+    wait_until("the worker of a killed engine ends", || {
+        (!is_running(worker)).then_some(())
+    });
+    // As a kill in the middle of writes leaves them.
+    let parts = project.path(".metis/v1/parts");
+    std::fs::write(parts.join("whole.parquet"), "no manifest names it").unwrap();
+    std::fs::write(parts.join("half.parquet#1"), "half").unwrap();
+    let removed = gc(&project, &[]);
+    assert!(kinds(&removed).is_superset(&["part", "unfinished"].into()));
+    assert!(!parts.join("whole.parquet").exists());
+    assert!(!parts.join("half.parquet#1").exists());
+    let second = project.run("p.yaml");
+    assert_eq!(second.ran(), ["answers"]);
+    assert_eq!(second.digests(), undisturbed);
+}
