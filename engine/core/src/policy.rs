@@ -159,6 +159,19 @@ pub struct LossReport {
     pub logprob_gap_max: f64,
 }
 
+impl LossReport {
+    /// Adds what another call of the same step saw.
+    pub fn add(&mut self, part: &Self) {
+        self.loss += part.loss;
+        self.tokens += part.tokens;
+        self.entropy_sum += part.entropy_sum;
+        self.clipped_low += part.clipped_low;
+        self.clipped_high += part.clipped_high;
+        self.logprob_gap_sum += part.logprob_gap_sum;
+        self.logprob_gap_max = self.logprob_gap_max.max(part.logprob_gap_max);
+    }
+}
+
 /// How a model is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {

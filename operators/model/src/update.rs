@@ -72,7 +72,7 @@ pub(crate) fn optimizer_step(
                 &prompt_ids[range],
             ));
         }
-        add(&mut total, &report);
+        total.add(&report);
     }
     let step = policy
         .optimizer_step(plan.learning_rate)
@@ -119,17 +119,6 @@ fn name_rows(error: ModelError, step: u64, prompt_ids: &[String]) -> OperatorErr
     OperatorError::Model(ModelError::NonFinite(format!(
         "{what} at step {step}, prompts {listed}; try a lower learning rate"
     )))
-}
-
-/// Adds the report of one call to that of the step.
-pub(crate) fn add(total: &mut LossReport, report: &LossReport) {
-    total.loss += report.loss;
-    total.tokens += report.tokens;
-    total.entropy_sum += report.entropy_sum;
-    total.clipped_low += report.clipped_low;
-    total.clipped_high += report.clipped_high;
-    total.logprob_gap_sum += report.logprob_gap_sum;
-    total.logprob_gap_max = total.logprob_gap_max.max(report.logprob_gap_max);
 }
 
 #[cfg(test)]

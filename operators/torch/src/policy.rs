@@ -120,16 +120,6 @@ impl TorchPolicy {
     }
 }
 
-fn add_reports(total: &mut LossReport, part: &LossReport) {
-    total.loss += part.loss;
-    total.tokens += part.tokens;
-    total.entropy_sum += part.entropy_sum;
-    total.clipped_low += part.clipped_low;
-    total.clipped_high += part.clipped_high;
-    total.logprob_gap_sum += part.logprob_gap_sum;
-    total.logprob_gap_max = total.logprob_gap_max.max(part.logprob_gap_max);
-}
-
 /// The error of a training call on a model that was loaded for inference.
 fn not_training() -> ModelError {
     ModelError::Input("the model was loaded without training options".to_owned())
@@ -209,7 +199,7 @@ impl Policy for TorchPolicy {
                 },
                 |(): ()| true,
                 |_, (report, part)| {
-                    add_reports(&mut total, &report);
+                    total.add(&report);
                     gradients.merge(part);
                 },
             )?;

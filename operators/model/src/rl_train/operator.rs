@@ -25,7 +25,7 @@ use crate::sampling::{
     SamplingPlan, check_cancelled, interruption, load_encoder, progress, sample_prompts,
 };
 use crate::schedule::learning_rate;
-use crate::update::{Labelled, StepPlan, add, optimizer_step};
+use crate::update::{Labelled, StepPlan, optimizer_step};
 
 /// Prompts named in a warning.
 const NAMED_PROMPTS: usize = 8;
@@ -325,7 +325,7 @@ impl<'a> Trainer<'a> {
             };
             let outcome = optimizer_step(&mut *self.policy, batch, &plan, io)?;
             updates.count += 1;
-            add(&mut updates.report, &outcome.report);
+            updates.report.add(&outcome.report);
             updates.grad_norm = updates.grad_norm.max(outcome.grad_norm);
         }
         Ok(updates)
