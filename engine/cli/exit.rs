@@ -3,6 +3,10 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use serde_json::json;
+
+use crate::logging::{is_json, json_line};
+
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -52,6 +56,11 @@ pub(crate) fn wrong(message: impl Into<String>) -> anyhow::Error {
 
 /// Prints an error with its causes and says how the process ends.
 pub(crate) fn report(error: &anyhow::Error) -> Exit {
+    if is_json() {
+        let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+        json_line("ERROR", &error.to_string(), json!({ "causes": causes }));
+        return how(error);
+    }
     eprintln!("error: {error}");
     let mut said = error.to_string();
     for cause in error.chain().skip(1) {
@@ -61,6 +70,10 @@ pub(crate) fn report(error: &anyhow::Error) -> Exit {
         }
         said = text;
     }
+    how(error)
+}
+
+fn how(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<Wrong>().is_some() {
         Exit::Wrong
     } else {

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::io::IsTerminal as _;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError,
+    MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+};
 use schemas::yaml::Document;
 use schemas::{Problem, Span};
 use serde_json::{Value, json};
@@ -20,8 +23,14 @@ pub(crate) fn problems(document: &Document, problems: &[Problem]) -> String {
 /// The problems as data. Lines and columns count from 1.
 pub(crate) fn problems_json(document: &Document, problems: &[Problem]) -> Value {
     let place = |span: Span| {
-        let (line, column) = document.position(span);
-        json!({ "line": line, "column": column, "start": span.start, "length": span.len })
+        let at = document.locate(span);
+        json!({
+            "file": at.name,
+            "line": at.line,
+            "column": at.column,
+            "start": at.span.start,
+            "length": at.span.len,
+        })
     };
     let list: Vec<Value> = problems
         .iter()
@@ -34,7 +43,7 @@ pub(crate) fn problems_json(document: &Document, problems: &[Problem]) -> Value 
             json!({
                 "code": problem.code,
                 "message": problem.message,
-                "file": document.name,
+                "file": document.locate(problem.span).name,
                 "place": place(problem.span),
                 "label": problem.label,
                 "others": others,
@@ -46,7 +55,7 @@ pub(crate) fn problems_json(document: &Document, problems: &[Problem]) -> Value 
 }
 
 fn draw(document: &Document, problems: &[Problem], theme: GraphicalTheme) -> String {
-    let source = NamedSource::new(&document.name, document.text.clone());
+    let source = Files { document };
     let handler = GraphicalReportHandler::new_themed(theme)
         .with_width(WIDTH)
         .with_links(false)
@@ -89,7 +98,40 @@ fn theme() -> GraphicalTheme {
 #[derive(Debug)]
 struct Drawing<'a> {
     problem: &'a Problem,
-    source: &'a NamedSource<String>,
+    source: &'a Files<'a>,
+}
+
+/// The files of a pipeline as one text, in which every place is shown with its own file and line.
+#[derive(Debug)]
+struct Files<'a> {
+    document: &'a Document,
+}
+
+impl SourceCode for Files<'_> {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        lines_before: usize,
+        lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let place = Span {
+            start: span.offset(),
+            len: span.len(),
+        };
+        let at = self.document.locate(place);
+        let inside = SourceSpan::from((at.span.start, at.span.len));
+        // Two places in different files are not one snippet: the text of the first ends before.
+        let contents = at.text.read_span(&inside, lines_before, lines_after)?;
+        let (start, len) = (contents.span().offset(), contents.span().len());
+        Ok(Box::new(MietteSpanContents::new_named(
+            at.name.to_owned(),
+            contents.data(),
+            SourceSpan::from((start + at.base, len)),
+            contents.line(),
+            contents.column(),
+            contents.line_count(),
+        )))
+    }
 }
 
 impl fmt::Display for Drawing<'_> {
@@ -112,7 +154,7 @@ impl Diagnostic for Drawing<'_> {
             .map(|help| -> Box<dyn fmt::Display + 'a> { Box::new(help) })
     }
 
-    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+    fn source_code(&self) -> Option<&dyn SourceCode> {
         Some(self.source)
     }
 
@@ -131,6 +173,8 @@ impl Diagnostic for Drawing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use schemas::pipeline::{SourceText, compose};
+
     use super::*;
 
     #[test]
@@ -153,8 +197,33 @@ mod tests {
         let json = problems_json(&document, &[problem]);
         assert_eq!(
             json["problems"][0]["place"],
-            json!({ "line": 4, "column": 24, "start": span("z").start, "length": 1 })
+            json!({ "file": "p.yaml", "line": 4, "column": 24, "start": span("z").start, "length": 1 })
         );
+    }
+
+    #[test]
+    fn places_in_several_files_are_shown_with_their_files() {
+        let file = |name: &str, text: &str| SourceText {
+            name: name.to_owned(),
+            id: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let main = file(
+            "p.yaml",
+            "version: 1\ninclude: [q.yaml]\nstages:\n  a: { mix: {} }\n",
+        );
+        let mut load = |_: &str, _: &str| Ok(file("q.yaml", "stages:\n  a: { sql: {} }\n"));
+        let document = compose(main, Vec::new(), &["a.x=1".to_owned()], &mut load);
+        let mut problems = document.problems().to_vec();
+        let argument = document.problems()[0].others[0].span;
+        problems.push(
+            Problem::new("wrong-value", "both", problems[0].span).with_other(argument, "there"),
+        );
+        insta::assert_snapshot!(draw(&document, &problems, GraphicalTheme::none()));
+        let json = problems_json(&document, &problems);
+        assert_eq!(json["problems"][0]["file"], "p.yaml");
+        assert_eq!(json["problems"][0]["others"][0]["place"]["file"], "q.yaml");
+        assert_eq!(json["problems"][0]["others"][0]["place"]["line"], 2);
     }
 
     #[test]

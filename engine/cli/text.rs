@@ -47,6 +47,25 @@ pub(crate) fn bytes(number: u64) -> String {
     format!("{size:.1} {}", UNITS[unit])
 }
 
+/// Microseconds since 1970 of a time in UTC as records have it: `2026-01-31T12:00:00.123Z`.
+pub(crate) fn epoch_micros(text: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let rest = text.get(19..)?.strip_suffix('Z')?;
+    let micros = match rest.strip_prefix('.') {
+        Some(digits) => format!("{digits:0<6}").get(..6)?.parse::<i64>().ok()?,
+        None => 0,
+    };
+    // Days since 1970 in the Gregorian calendar; years begin in March, so that leap days come last.
+    let shifted = year - i64::from(month <= 2);
+    let (era, year_of_era) = (shifted.div_euclid(400), shifted.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000 + micros)
+}
+
 /// A table without vertical lines; the columns with these numbers are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
@@ -88,6 +107,24 @@ pub(crate) fn brief(text: &str, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_records_are_read() {
+        assert_eq!(epoch_micros("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(
+            epoch_micros("2000-02-29T23:59:59.5Z"),
+            Some(951_868_799_500_000)
+        );
+        assert_eq!(
+            epoch_micros("2026-01-02T03:04:05.678Z"),
+            Some(1_767_323_045_678_000)
+        );
+        assert!(
+            ["", "yesterday", "2026-01-02T03:04:05"]
+                .iter()
+                .all(|text| epoch_micros(text).is_none())
+        );
+    }
 
     #[test]
     fn numbers_and_times_read_well() {

@@ -1,4 +1,5 @@
-//! The words of the system: tables, the pipeline file, problems with spans, run records. No behaviour beyond parsing.
+//! The words of the system: tables, the pipeline file, problems with spans, run records. No behaviour beyond
+//! parsing: what a pipeline file says is worked into a plain graph of stages, and nothing is known of operators.
 
 pub mod pipeline;
 pub mod problem;

@@ -9,10 +9,22 @@
 //!   base: { load-model: { path: "${params.base}" } }
 //!   probe: { inputs: { prompts: prompts, model: base }, seed: 3, rollout: { ... } }
 //! ```
+//!
+//! What makes one file of several, and many stages of few, is worked in here: included files, overlays, settings of the
+//! command line ([`compose`]), then parameters, loops and conditions ([`read`]). What is left is a plain graph of stages.
 
+mod compose;
+mod expand;
 mod params;
+mod references;
+mod resolved;
+mod set;
 mod stages;
 
+pub use compose::{Loader, SourceText, compose};
+pub use resolved::{PlainStage, resolved};
+
+use self::expand::Expanded;
 use crate::problem::{hint, nearest};
 use crate::yaml::{Document, Entry, Node, ScalarKind, Value};
 use crate::{Problem, Span};
@@ -21,10 +33,25 @@ use crate::{Problem, Span};
 const VERSION: i128 = 1;
 
 /// Keys of the file.
-const KEYS: [&str; 5] = ["version", "name", "seed", "params", "stages"];
+const KEYS: [&str; 6] = ["version", "name", "seed", "include", "params", "stages"];
+
+/// Keys that need not be there.
+const OPTIONAL: [&str; 2] = ["include", "params"];
 
 /// The keys of a stage that name no operator.
-pub const ENVELOPE: [&str; 2] = ["inputs", "seed"];
+pub const ENVELOPE: [&str; 5] = ["inputs", "seed", "quarantine", "when", "foreach"];
+
+/// The keys of a group of stages.
+const GROUP: [&str; 5] = ["stages", "foreach", "repeat", "carry", "when"];
+
+/// How many rows of a map stage may fail; they go to a side table with their errors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QuarantineBudget {
+    /// At most this many rows.
+    Rows(u64),
+    /// At most this share of the rows, from 0 to 1.
+    Share(f64),
+}
 
 /// What the file says. Parts that could not be read are left out; the problems say so.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +79,14 @@ pub struct StageEntry {
     pub inputs_are_known: bool,
     /// Seed of this stage alone.
     pub seed: Option<u64>,
+    /// How many rows may fail.
+    pub quarantine: Option<QuarantineBudget>,
+    /// Place of the budget, whether it could be read or not.
+    pub quarantine_span: Option<Span>,
+    /// Whether an earlier stage was made from the same text, by a loop.
+    pub is_copy: bool,
+    /// Numbers of the rounds that it is in, from the outermost loop, from 1.
+    pub rounds: Vec<u32>,
 }
 
 /// A word and its place.
@@ -83,6 +118,8 @@ pub struct SourceEntry {
     pub port: Option<String>,
     /// Where it stands.
     pub span: Span,
+    /// Place of the condition that removed the stage.
+    pub removed: Option<Span>,
 }
 
 /// A pipeline file that was read.
@@ -102,18 +139,25 @@ pub fn read(document: &Document) -> Reading {
     let mut document = document.clone();
     let mut problems = document.problems().to_vec();
     let mut pipeline = Pipeline::default();
-    if let Some(root) = document.root() {
-        let values = params::declared(root, &mut problems);
-        if let Some(stages) = document
-            .root_mut()
-            .and_then(|root| root.entry_mut("stages"))
-        {
-            params::substitute(&mut stages.value, &values, &mut problems);
+    let used = document.used().clone();
+    if let Some(root) = document.root_mut() {
+        let params = params::declared(root, &mut problems);
+        let mut expanded = Expanded::default();
+        if let Some(stages) = root.entry_mut("stages") {
+            // An empty mapping is wrong in itself, one that conditions emptied is another matter.
+            let is_empty = stages.value.entries().is_some_and(<[Entry]>::is_empty);
+            let before = problems.len();
+            expanded = expand::expand(&mut stages.value, &params, &mut problems);
+            params::report_unused(&params, &used, &mut problems);
+            let is_left = !expanded.origins.is_empty() || is_empty || problems.len() > before;
+            if stages.value.entries().is_some() && !is_left {
+                let message = "the conditions leave no stage";
+                problems.push(Problem::new("wrong-value", message, stages.key_span));
+            }
         }
+        pipeline = read_root(root, &expanded, &mut problems);
     }
-    if let Some(root) = document.root() {
-        pipeline = read_root(root, &mut problems);
-    }
+    document.index_stages();
     Reading {
         pipeline,
         document,
@@ -121,7 +165,7 @@ pub fn read(document: &Document) -> Reading {
     }
 }
 
-fn read_root(root: &Node, problems: &mut Vec<Problem>) -> Pipeline {
+fn read_root(root: &Node, expanded: &Expanded, problems: &mut Vec<Problem>) -> Pipeline {
     let mut pipeline = Pipeline::default();
     let Some(entries) = root.entries() else {
         problems.push(
@@ -148,11 +192,15 @@ fn read_root(root: &Node, problems: &mut Vec<Problem>) -> Pipeline {
     }
     for key in KEYS
         .iter()
-        .filter(|key| **key != "params" && !meant.contains(key) && root.entry(key).is_none())
+        .filter(|key| !OPTIONAL.contains(key) && !meant.contains(key) && root.entry(key).is_none())
     {
         let message = format!("the pipeline file lacks the key `{key}`");
         problems
             .push(Problem::new("missing-key", message, Span::default()).with_help(help_for(key)));
+    }
+    if let Some(entry) = root.entry("include") {
+        let message = "only a pipeline in a file can include files";
+        problems.push(Problem::new("wrong-key", message, entry.key_span));
     }
     if let Some(entry) = root.entry("version") {
         check_version(entry, problems);
@@ -164,7 +212,7 @@ fn read_root(root: &Node, problems: &mut Vec<Problem>) -> Pipeline {
         pipeline.seed = seed(entry, problems).unwrap_or_default();
     }
     if let Some(entry) = root.entry("stages") {
-        pipeline.stages = stages::read(entry, problems);
+        pipeline.stages = stages::read(entry, expanded, problems);
     }
     pipeline
 }
@@ -213,7 +261,8 @@ fn seed(entry: &Entry, problems: &mut Vec<Problem>) -> Option<u64> {
         _ => None,
     };
     if seed.is_none() {
-        problems.push(wrong_type(entry, "a whole number of at least 0"));
+        let wanted = format!("a whole number from 0 to {}", u64::MAX);
+        problems.push(wrong_type(entry, &wanted));
     }
     seed
 }

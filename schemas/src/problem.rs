@@ -1,6 +1,6 @@
 //! A wrong pipeline, as values: what, where, and what to do. Rendering is the binary's business.
 
-/// A place in a text.
+/// A place in a text. A pipeline of several files is one text to it: [`crate::yaml::Document::locate`] tells the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     /// Byte offset of the first byte.
@@ -49,6 +49,14 @@ impl Problem {
         }
     }
 
+    /// Moves all places, for a text that stands behind others.
+    pub(crate) fn shift(&mut self, base: usize) {
+        self.span.start += base;
+        for other in &mut self.others {
+            other.span.start += base;
+        }
+    }
+
     /// Says what is at the place.
     #[must_use]
     pub fn with_label(mut self, label: impl Into<String>) -> Self {
@@ -71,6 +79,18 @@ impl Problem {
             message: message.into(),
         });
         self
+    }
+}
+
+/// Drops problems after the first `before` that are of the same kind and at the same place as one of these: a text from which
+/// several stages are made is wrong once.
+pub fn drop_known(problems: &mut Vec<Problem>, before: usize) {
+    let new = problems.split_off(before);
+    for problem in new {
+        let is_same = |known: &Problem| known.code == problem.code && known.span == problem.span;
+        if !problems[..before].iter().any(is_same) {
+            problems.push(problem);
+        }
     }
 }
 

@@ -14,6 +14,9 @@ pub struct RunStarted {
     pub pipeline: String,
     /// The pipeline file's text.
     pub text: String,
+    /// The plain DAG that the file resolved to, as YAML.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<String>,
     /// Start, RFC 3339 in UTC.
     pub started: String,
     /// Version of metis-flow.
@@ -23,7 +26,7 @@ pub struct RunStarted {
 }
 
 /// Written when a stage of a run ends.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageRecord {
     /// Name in the pipeline file.
@@ -44,12 +47,74 @@ pub struct StageRecord {
     pub outputs: BTreeMap<String, String>,
     /// What the user should know.
     pub warnings: Vec<String>,
-    /// Why it failed.
+    /// Why it failed, or why it could not be started.
     pub error: Option<String>,
+    /// Parts of a map stage that ran, or came from an earlier run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<PartCounts>,
+    /// When the parts were computed; at most [`PartSpan::KEPT`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spans: Vec<PartSpan>,
+    /// Tokens that were sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Step of the checkpoint that a train stage went on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from: Option<u64>,
+    /// How often its worker was started again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Which result of the key it is: above 0 after `--force` or `replay`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u32,
+    /// The run whose result was taken with `--pin`, without a look at the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// What became of the parts of a map stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartCounts {
+    /// Parts in all: pieces of the input, each counted once for each slice.
+    pub total: u64,
+    /// Parts that an earlier run had committed.
+    pub reused: u64,
+    /// Parts that this run computed and committed.
+    pub computed: u64,
+    /// Input rows of all parts, each counted once.
+    pub rows: u64,
+    /// Input rows in quarantine.
+    pub quarantined: u64,
+}
+
+/// A part that was computed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartSpan {
+    /// First digits of the part's key.
+    pub part: String,
+    /// Input rows.
+    pub rows: u64,
+    /// Seconds from the start of the stage.
+    pub start: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Which of those that work side by side computed it.
+    pub lane: u32,
+}
+
+impl PartSpan {
+    /// Spans that a record keeps; a stage of very many parts has the first of them.
+    pub const KEPT: usize = 4096;
 }
 
 /// How a stage ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageStatus {
     /// Its output was in the store.
@@ -59,7 +124,10 @@ pub enum StageStatus {
     /// It failed.
     Failed,
     /// It was not started, because a stage before it failed or the run was interrupted.
+    #[default]
     Skipped,
+    /// It has no result and the user did not choose it to run.
+    NotSelected,
     /// The run was interrupted while it was running.
     Interrupted,
 }
@@ -73,6 +141,7 @@ impl StageStatus {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Skipped => "skipped",
+            Self::NotSelected => "not-selected",
             Self::Interrupted => "interrupted",
         }
     }

@@ -29,13 +29,15 @@ pub enum TableName {
     Metrics,
     /// Accuracy with intervals, by category.
     Evaluations,
+    /// Rows that a map stage could not compute, and why.
+    Quarantine,
     /// Anything else, for example the result of a `sql` stage.
     Rows,
 }
 
 impl TableName {
     /// All tables, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Prompts,
         Self::Rollouts,
         Self::Verdicts,
@@ -44,6 +46,7 @@ impl TableName {
         Self::Examples,
         Self::Metrics,
         Self::Evaluations,
+        Self::Quarantine,
         Self::Rows,
     ];
 
@@ -59,6 +62,7 @@ impl TableName {
             Self::Examples => "examples",
             Self::Metrics => "metrics",
             Self::Evaluations => "evaluations",
+            Self::Quarantine => "quarantine",
             Self::Rows => "rows",
         }
     }
@@ -75,6 +79,7 @@ impl TableName {
             Self::Examples => examples(),
             Self::Metrics => metrics(),
             Self::Evaluations => evaluations(),
+            Self::Quarantine => quarantine(),
             Self::Rows => Arc::new(Schema::empty()),
         }
     }
@@ -216,6 +221,19 @@ pub fn evaluations() -> SchemaRef {
         Field::new("accuracy", DataType::Float64, false),
         Field::new("low", DataType::Float64, false),
         Field::new("high", DataType::Float64, false),
+    ])
+}
+
+/// Rows that a map stage could not compute, one row each.
+#[must_use]
+pub fn quarantine() -> SchemaRef {
+    schema(vec![
+        // Number of the row among all rows of the stage's input, from 0.
+        Field::new("row", DataType::Int64, false),
+        // The values that name the row, for example `prompt_id=a7 sample=3`.
+        Field::new("row_key", TEXT, false),
+        // What went wrong and what to do.
+        Field::new("error", TEXT, false),
     ])
 }
 

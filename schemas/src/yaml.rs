@@ -5,16 +5,21 @@
 //! what is wrong or missing, so that one call reports everything that it can find.
 
 mod node;
+mod plain;
 mod stand_in;
 mod typed;
 
+use std::collections::{BTreeSet, HashMap};
+
 use serde::de::DeserializeOwned;
 
-pub(crate) use node::{Entry, Node, Scalar, ScalarKind, Value};
+use node::Place;
+pub(crate) use node::{Entry, Node, Scalar, ScalarKind, Value, read, read_value};
+pub(crate) use plain::Writer;
 
 use crate::{Problem, Span};
 
-/// One YAML file.
+/// One YAML file, or several that were put together.
 #[derive(Clone, Debug)]
 pub struct Document {
     /// Name for messages: the path as the user gave it.
@@ -23,6 +28,36 @@ pub struct Document {
     pub text: String,
     root: Option<Node>,
     problems: Vec<Problem>,
+    /// Texts that came to it, each at a place behind all before.
+    more: Vec<Appended>,
+    /// Positions of the stages by name, once they do not change any more: pipelines of thousands of stages look up each.
+    stages: HashMap<String, usize>,
+    /// Parameters that stages referred to before overlays changed them.
+    used: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Appended {
+    name: String,
+    text: String,
+    base: usize,
+}
+
+/// The file that a place is in.
+#[derive(Clone, Copy, Debug)]
+pub struct Located<'a> {
+    /// Name of the file.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// Where its first byte stands in the document.
+    pub base: usize,
+    /// The place inside the file.
+    pub span: Span,
+    /// Line of its first character, from 1.
+    pub line: usize,
+    /// Column of its first character, from 1.
+    pub column: usize,
 }
 
 impl Document {
@@ -30,13 +65,26 @@ impl Document {
     #[must_use]
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         let text = text.into();
-        let (root, problems) = node::read(&text);
+        let (root, problems) = read(&text, 0);
         Self {
             name: name.into(),
             text,
             root,
             problems,
+            more: Vec::new(),
+            stages: HashMap::new(),
+            used: BTreeSet::new(),
         }
+    }
+
+    /// Takes a further text, and returns where its first byte stands.
+    pub(crate) fn append(&mut self, name: String, text: String) -> usize {
+        let base = match self.more.last() {
+            Some(last) => last.base + last.text.len() + 1,
+            None => self.text.len() + 1,
+        };
+        self.more.push(Appended { name, text, base });
+        base
     }
 
     /// What is wrong with the text as YAML, whatever it is meant to say.
@@ -53,7 +101,7 @@ impl Document {
         let Some(root) = &self.root else {
             return Err(self.problems.clone());
         };
-        match root.find(path) {
+        match self.find(root, path) {
             Some(place) => typed::read(place),
             None => {
                 let span = self.nearest_span(path);
@@ -71,7 +119,27 @@ impl Document {
     /// Items of lists are named by their position, from 0.
     #[must_use]
     pub fn span_of(&self, path: &[&str]) -> Option<Span> {
-        Some(self.root.as_ref()?.find(path)?.span())
+        Some(self.find(self.root.as_ref()?, path)?.span())
+    }
+
+    fn find<'a>(&'a self, root: &'a Node, path: &[&'a str]) -> Option<Place<'a>> {
+        if let ["stages", name, rest @ ..] = path
+            && let Some(position) = self.stages.get(*name)
+        {
+            let stages = root.entry("stages")?.value.entries()?;
+            return stages.get(*position)?.place().find(rest);
+        }
+        root.find(path)
+    }
+
+    /// Remembers where each stage is. The stages stay as they are from now on.
+    pub(crate) fn index_stages(&mut self) {
+        let stages = self.root.as_ref().and_then(|root| root.entry("stages"));
+        let entries = stages.and_then(|stages| stages.value.entries());
+        let entries = entries.unwrap_or_default().iter().enumerate().rev();
+        self.stages = entries
+            .map(|(position, entry)| (entry.key.clone(), position))
+            .collect();
     }
 
     /// As [`Document::span_of`]; where the path leaves what is written (a key that has its default), the last place on
@@ -84,15 +152,32 @@ impl Document {
             .unwrap_or_default()
     }
 
-    /// Line and column of the first character of a place, both from 1.
+    /// The file, line and column of a place.
     #[must_use]
-    pub fn position(&self, span: Span) -> (usize, usize) {
-        let before = &self.text[..span.start.min(self.text.len())];
+    pub fn locate(&self, span: Span) -> Located<'_> {
+        let after = self.more.partition_point(|more| more.base <= span.start);
+        let (name, text, base) = match after.checked_sub(1) {
+            Some(index) => {
+                let Appended { name, text, base } = &self.more[index];
+                (name, text, *base)
+            }
+            None => (&self.name, &self.text, 0),
+        };
+        let start = span.start - base;
+        let mut end = start.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let before = &text[..end];
         let line_start = before.rfind('\n').map_or(0, |end| end + 1);
-        (
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        )
+        Located {
+            name,
+            text,
+            base,
+            span: Span { start, ..span },
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
     }
 
     pub(crate) fn root(&self) -> Option<&Node> {
@@ -101,6 +186,22 @@ impl Document {
 
     pub(crate) fn root_mut(&mut self) -> Option<&mut Node> {
         self.root.as_mut()
+    }
+
+    pub(crate) fn set_root(&mut self, root: Node) {
+        self.root = Some(root);
+    }
+
+    pub(crate) fn used(&self) -> &BTreeSet<String> {
+        &self.used
+    }
+
+    pub(crate) fn set_used(&mut self, used: BTreeSet<String>) {
+        self.used = used;
+    }
+
+    pub(crate) fn problems_mut(&mut self) -> &mut Vec<Problem> {
+        &mut self.problems
     }
 }
 

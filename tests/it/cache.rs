@@ -1,8 +1,32 @@
 //! What a change of the pipeline, the data or the store makes run again, and what not.
 
 use std::fs;
+use std::path::Path;
 
-use crate::support::Project;
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use serde_json::{Value, json};
+
+use crate::support::{Outcome, Place, Project};
+use crate::tables::{sums, write, write_with};
+
+on_every_store!(
+    a_second_run_finds_everything_with_the_same_digests,
+    comments_order_and_white_space_run_nothing_again,
+    other_names_and_another_place_run_nothing_again,
+    a_changed_query_runs_that_stage_and_stops_where_rows_are_equal,
+    a_seed_runs_nothing_again_that_draws_nothing,
+    a_moved_data_file_changes_nothing_and_a_changed_one_does,
+    a_lost_or_cut_part_is_made_again_and_nothing_else,
+    equal_work_under_two_names_is_done_once,
+    other_row_groups_and_compression_run_nothing_again,
+    another_address_of_the_store_runs_nothing_again,
+    a_new_version_of_an_operator_runs_that_stage_alone,
+    a_changed_row_runs_what_reads_it_and_stops_where_rows_are_equal,
+);
 
 const PIPELINE: &str = "
 version: 1
@@ -22,8 +46,8 @@ stages:
     sql: { query: 'select prompt_id, length(solution) as length from few order by length desc, prompt_id limit 3' }
 ";
 
-fn project() -> Project {
-    let project = Project::new();
+fn project(place: Place) -> Project {
+    let project = Project::at(place);
     project.write("p.yaml", PIPELINE);
     project
 }
@@ -35,9 +59,8 @@ fn ran_after(project: &Project, change: impl Fn(&str) -> String) -> Vec<String> 
     project.run("p.yaml").ran()
 }
 
-#[test]
-fn a_second_run_finds_everything_with_the_same_digests() {
-    let project = project();
+fn a_second_run_finds_everything_with_the_same_digests(place: Place) {
+    let project = project(place);
     let first = project.run("p.yaml");
     assert_eq!(first.ran(), ["few", "kinds", "longest", "prompts"]);
     let second = project.run("p.yaml");
@@ -49,8 +72,7 @@ fn a_second_run_finds_everything_with_the_same_digests() {
     assert_eq!(second.digests(), first.digests());
 }
 
-#[test]
-fn comments_order_and_white_space_run_nothing_again() {
+fn comments_order_and_white_space_run_nothing_again(place: Place) {
     let reordered = |text: &str| {
         let (head, stages) = text.split_once("stages:").unwrap();
         let (before, last) = stages.split_once("  longest:").unwrap();
@@ -62,12 +84,11 @@ fn comments_order_and_white_space_run_nothing_again() {
             );
         format!("# A comment.\n{head}\nstages:\n  longest:{last}{stages}")
     };
-    assert_eq!(ran_after(&project(), reordered), [""; 0]);
+    assert_eq!(ran_after(&project(place), reordered), [""; 0]);
 }
 
-#[test]
-fn other_names_and_another_place_run_nothing_again() {
-    let project = project();
+fn other_names_and_another_place_run_nothing_again(place: Place) {
+    let project = project(place);
     project.run("p.yaml");
     project.write(
         "elsewhere/q.yaml",
@@ -75,7 +96,7 @@ fn other_names_and_another_place_run_nothing_again() {
             .replace("name: cached", "name: other")
             .replace("few", "some"),
     );
-    let store = project.path(".metis");
+    let store = project.store_url();
     let finished = project
         .call(&[
             "run",
@@ -84,24 +105,31 @@ fn other_names_and_another_place_run_nothing_again() {
             "--threads",
             "1",
             "--store",
-            store.to_str().unwrap(),
+            &store,
         ])
         .expect(0);
-    let outcome = crate::support::Outcome(finished.json());
+    let outcome = Outcome(finished.json());
     // The names of tables inside a query are part of the query, so only the stages that write other SQL run.
     assert_eq!(outcome.ran(), ["kinds", "longest"]);
 }
 
-#[test]
-fn a_changed_query_runs_that_stage_and_stops_where_rows_are_equal() {
-    let project = project();
+fn a_changed_query_runs_that_stage_and_stops_where_rows_are_equal(place: Place) {
+    let project = project(place);
     assert_eq!(
         ran_after(&project, |text| text
             .replace("desc, prompt_id", "asc, prompt_id")),
         ["longest"]
     );
-    // Other text, the same rows: what follows stays cached.
-    let same_rows = |text: &str| text.replace("limit 30", "limit 30 offset 0");
+    // Other text that means the same.
+    let same_query = |text: &str| {
+        text.replace(
+            "order by prompt_id limit 30",
+            "ORDER  BY p.prompt_id ASC limit 30 offset 0",
+        )
+    };
+    assert_eq!(ran_after(&project, same_query), [""; 0]);
+    // Another query, the same rows: what follows stays cached.
+    let same_rows = |text: &str| text.replace("prompt_id limit 30", "prompt_id, category limit 30");
     assert_eq!(ran_after(&project, same_rows), ["few"]);
     assert_eq!(
         ran_after(&project, |text| text.replace("limit 30", "limit 29")),
@@ -109,17 +137,15 @@ fn a_changed_query_runs_that_stage_and_stops_where_rows_are_equal() {
     );
 }
 
-#[test]
-fn a_seed_runs_nothing_again_that_draws_nothing() {
+fn a_seed_runs_nothing_again_that_draws_nothing(place: Place) {
     assert_eq!(
-        ran_after(&project(), |text| text.replace("seed: 1", "seed: 2")),
+        ran_after(&project(place), |text| text.replace("seed: 1", "seed: 2")),
         [""; 0]
     );
 }
 
-#[test]
-fn a_moved_data_file_changes_nothing_and_a_changed_one_does() {
-    let project = project();
+fn a_moved_data_file_changes_nothing_and_a_changed_one_does(place: Place) {
+    let project = project(place);
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/test.parquet");
     fs::copy(data, project.path("moved.parquet")).unwrap();
     let with = |name: &str| PIPELINE.replace("$repo/examples/data/test.parquet", name);
@@ -132,25 +158,23 @@ fn a_moved_data_file_changes_nothing_and_a_changed_one_does() {
     );
 }
 
-#[test]
-fn a_lost_or_cut_part_is_made_again_and_nothing_else() {
-    let project = project();
+fn a_lost_or_cut_part_is_made_again_and_nothing_else(place: Place) {
+    let project = project(place);
     let first = project.run("p.yaml");
     let shown = project.call(&["show", "few", "--json"]).expect(0).json();
     let part = shown["manifest"]["outputs"]["rows"]["dataset"]["parts"][0]["path"]
         .as_str()
         .unwrap()
         .to_owned();
-    let part = project.path(".metis").join(part);
-    let whole = fs::read(&part).unwrap();
+    let whole = project.object(&part).unwrap();
     let cut = whole.len() / 2;
     for (damage, words) in [
         (None, "is missing"),
         (Some(&whole[..cut]), "bytes instead of"),
     ] {
         match damage {
-            None => fs::remove_file(&part).unwrap(),
-            Some(bytes) => fs::write(&part, bytes).unwrap(),
+            None => project.remove_object(&part),
+            Some(bytes) => project.write_object(&part, bytes),
         }
         let plan = project.call(&["plan", "p.yaml", "--json"]).expect(0).json();
         assert!(
@@ -170,26 +194,12 @@ fn a_lost_or_cut_part_is_made_again_and_nothing_else() {
             "{}",
             second.0
         );
-        assert_eq!(fs::read(&part).unwrap(), whole);
+        assert_eq!(project.object(&part).unwrap(), whole);
     }
 }
 
-#[test]
-fn two_runs_at_once_on_one_store_agree() {
-    let project = project();
-    let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..3)
-            .map(|_| scope.spawn(|| project.run("p.yaml").digests()))
-            .collect();
-        runs.into_iter().map(|run| run.join().unwrap()).collect()
-    });
-    assert!(outcomes.iter().all(|digests| *digests == outcomes[0]));
-    assert_eq!(project.run("p.yaml").digests(), outcomes[0]);
-}
-
-#[test]
-fn equal_work_under_two_names_is_done_once() {
-    let project = Project::new();
+fn equal_work_under_two_names_is_done_once(place: Place) {
+    let project = Project::at(place);
     let twin = "  few-again:\n    inputs: { p: prompts }\n    sql: { query: 'select * from p order by prompt_id limit 30' }\n";
     project.write("p.yaml", &format!("{PIPELINE}{twin}"));
     let outcome = project.run("p.yaml");
@@ -201,4 +211,179 @@ fn equal_work_under_two_names_is_done_once() {
         outcome.digests()["few.rows"],
         outcome.digests()["few-again.rows"]
     );
+}
+
+fn read(path: &Path) -> RecordBatch {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(path).unwrap()).unwrap();
+    let schema = std::sync::Arc::clone(builder.schema());
+    let batches: Vec<_> = builder.build().unwrap().map(Result::unwrap).collect();
+    concat_batches(&schema, &batches).unwrap()
+}
+
+fn other_row_groups_and_compression_run_nothing_again(place: Place) {
+    let project = project(place);
+    project.run("p.yaml");
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/test.parquet");
+    let rows = read(Path::new(data));
+    project.write(
+        "p.yaml",
+        &PIPELINE.replace("$repo/examples/data/test.parquet", "again.parquet"),
+    );
+    for (name, properties) in [
+        (
+            "small row groups",
+            WriterProperties::builder().set_max_row_group_row_count(Some(100)),
+        ),
+        (
+            "no compression",
+            WriterProperties::builder().set_compression(Compression::UNCOMPRESSED),
+        ),
+        (
+            "no dictionaries, zstd",
+            WriterProperties::builder()
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                .set_dictionary_enabled(false),
+        ),
+    ] {
+        write_with(&project.path("again.parquet"), &rows, properties.build());
+        assert_eq!(project.run("p.yaml").ran(), [""; 0], "{name}");
+    }
+    // Two files of a folder are their rows one after the other.
+    fs::create_dir(project.path("halves")).unwrap();
+    let half = rows.num_rows() / 2;
+    for (name, part) in [
+        ("0.parquet", rows.slice(0, half)),
+        ("1.parquet", rows.slice(half, rows.num_rows() - half)),
+    ] {
+        write(&project.path("halves").join(name), &part);
+    }
+    project.write(
+        "p.yaml",
+        &PIPELINE.replace("$repo/examples/data/test.parquet", "halves"),
+    );
+    assert_eq!(project.run("p.yaml").ran(), [""; 0]);
+}
+
+fn another_address_of_the_store_runs_nothing_again(place: Place) {
+    let project = project(place);
+    let first = project.run("p.yaml");
+    let address = match place {
+        Place::Local => {
+            fs::rename(project.path(".metis"), project.path("moved")).unwrap();
+            format!("file://{}", project.path("moved").display())
+        }
+        Place::S3 => format!("{}/", project.store_url()),
+    };
+    let run = |flags: &[&str]| {
+        let flags = [&["run", "p.yaml", "--json", "--device", "cpu"], flags].concat();
+        Outcome(project.call(&flags).expect(0).json())
+    };
+    let again = run(&["--store", &address, "--threads", "1"]);
+    assert_eq!(again.ran(), [""; 0]);
+    assert_eq!(again.digests(), first.digests());
+    // Neither the place nor the number of threads is in what is made.
+    let other = project.path("other");
+    let anew = run(&["--store", other.to_str().unwrap(), "--threads", "1"]);
+    assert_eq!(anew.ran().len(), 4);
+    assert_eq!(anew.digests(), first.digests());
+}
+
+/// Leaves the store as a program with an older version of an operator would have.
+fn age(project: &Project, stage: &str) {
+    let shown = project.call(&["show", stage, "--json"]).expect(0).json();
+    let key = shown["manifest"]["key"].as_str().unwrap().to_owned();
+    let other = key.chars().rev().collect::<String>();
+    let mut manifest = project.json_object(&format!("v1/stages/{key}.json"));
+    manifest["key"] = json!(other);
+    manifest["material"]["version"] = json!(0);
+    project.write_object(
+        &format!("v1/stages/{other}.json"),
+        manifest.to_string().as_bytes(),
+    );
+    project.remove_object(&format!("v1/stages/{key}.json"));
+    for name in project.objects("v1/runs/") {
+        let text = String::from_utf8(project.object(&name).unwrap()).unwrap();
+        if text.contains(&key) {
+            project.write_object(&name, text.replace(&key, &other).as_bytes());
+        }
+    }
+}
+
+fn a_new_version_of_an_operator_runs_that_stage_alone(place: Place) {
+    let project = project(place);
+    let first = project.run("p.yaml");
+    age(&project, "few");
+    let why = project
+        .call(&["why", "few", "p.yaml", "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(why["state"], "to-run", "{why}");
+    assert_eq!(why["earlier"]["differs"], "version", "{why}");
+    let second = project.run("p.yaml");
+    assert_eq!(second.ran(), ["few"]);
+    assert_eq!(second.digests(), first.digests());
+}
+
+const ROWS: &str = "
+version: 1
+name: rows
+seed: 1
+stages:
+  prompts:
+    source: { path: data.parquet, columns: { id: id, category: kind } }
+  echo:
+    inputs: { rows: prompts }
+    exec:
+      command: [cat]
+      columns: [prompt_id, answer]
+      rows: one-to-one
+      output: { table: rows, columns: { prompt_id: text, answer: text } }
+      timeout-seconds: 60
+      memory-mb: 512
+      part-rows: 100
+  kinds:
+    inputs: { p: prompts }
+    sql: { query: 'select category, count(*) as n from p group by category order by category' }
+  long:
+    inputs: { kinds: kinds }
+    sql: { query: 'select category from kinds where n > 10' }
+";
+
+fn a_changed_row_runs_what_reads_it_and_stops_where_rows_are_equal(place: Place) {
+    let project = Project::at(place);
+    project.write("p.yaml", ROWS);
+    let data = project.path("data.parquet");
+    write(&data, &sums(0..4000));
+    let first = project.run("p.yaml");
+    let parts = |outcome: &Outcome| -> Value {
+        let stages = outcome.0["stages"].as_array().unwrap();
+        let stage = stages.iter().find(|stage| stage["stage"] == "echo");
+        stage.unwrap()["parts"].clone()
+    };
+    let all = parts(&first)["total"].as_u64().unwrap();
+    assert_eq!(parts(&first)["computed"], all, "{}", parts(&first));
+    assert!(all >= 20, "{all} parts of 100 rows");
+
+    // Row 1001 becomes another one of the same kind.
+    let changed = (0..4000).map(|row| if row == 1001 { 9001 } else { row });
+    write(&data, &sums(changed));
+    let second = project.run("p.yaml");
+    assert_eq!(second.ran(), ["echo", "kinds", "prompts"]);
+    assert!(parts(&second)["reused"].as_u64().unwrap() >= all - 3);
+    assert!(parts(&second)["computed"].as_u64().unwrap() <= 3);
+
+    // A row in the middle, one at the end, and one less at the start.
+    let more = (1..2000).chain([9002]).chain(2000..4001);
+    write(&data, &sums(more));
+    let third = project.run("p.yaml");
+    let counts = parts(&third);
+    assert_eq!(counts["rows"], 4001);
+    assert!(counts["computed"].as_u64().unwrap() <= 9, "{counts}");
+    assert!(counts["reused"].as_u64().unwrap() >= all - 9, "{counts}");
+
+    // As it was: all parts are there, and nothing runs.
+    write(&data, &sums(0..4000));
+    let fourth = project.run("p.yaml");
+    assert_eq!(fourth.ran(), [""; 0]);
+    assert_eq!(fourth.digests(), first.digests());
 }

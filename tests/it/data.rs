@@ -1,14 +1,16 @@
 //! The data operators from file to report, as a user runs them: source, sql, verify, score, split, distill, mix, evaluate.
 
-use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Command, Output};
-use std::sync::Arc;
+use std::fs;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
-use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
+
+use crate::support::{Outcome, Place, Project};
+use crate::tables::{table, texts, write};
+
+on_every_store!(
+    from_a_file_to_examples_and_a_report,
+    a_wrong_query_is_the_users_fault_and_names_the_tables,
+);
 
 /// Two answers to each prompt, made by a query in place of a model. The first is right for every prompt but `c1`; the
 /// second is right for sums alone.
@@ -35,85 +37,31 @@ stages:
   accuracy: { inputs: { verdicts: verdicts, prompts: prompts }, evaluate: {} }
 ";
 
-fn project() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let columns = [
-        ("id", vec!["a1", "a2", "b1", "c1"]),
-        ("problem", vec!["1 + 1?", "2 + 2?", "Read 7.", "Read 8."]),
-        ("answer", vec!["2", "4", "7", "8"]),
-        ("kind", vec!["sum", "sum", "read", "read"]),
-    ];
-    let fields: Vec<Field> = columns
-        .iter()
-        .map(|(name, _)| Field::new(*name, DataType::Utf8, true))
-        .collect();
-    let schema = Arc::new(Schema::new(fields));
-    let arrays: Vec<ArrayRef> = columns
-        .into_iter()
-        .map(|(_, values)| Arc::new(StringArray::from(values)) as ArrayRef)
-        .collect();
-    let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap();
-    let mut writer = ArrowWriter::try_new(
-        File::create(folder.path().join("data.parquet")).unwrap(),
-        schema,
-        None,
-    )
-    .unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-    fs::write(folder.path().join("data.yaml"), PIPELINE).unwrap();
-    folder
+fn project(place: Place) -> Project {
+    let project = Project::at(place);
+    let data = table(vec![
+        ("id", texts(["a1", "a2", "b1", "c1"])),
+        ("problem", texts(["1 + 1?", "2 + 2?", "Read 7.", "Read 8."])),
+        ("answer", texts(["2", "4", "7", "8"])),
+        ("kind", texts(["sum", "sum", "read", "read"])),
+    ]);
+    write(&project.path("data.parquet"), &data);
+    project.write("data.yaml", PIPELINE);
+    project
 }
 
-fn metis_flow(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_metis-flow"))
-        .current_dir(folder)
-        .args(arguments)
-        .output()
-        .unwrap()
+fn sql(project: &Project, query: &str) -> Value {
+    project.call(&["sql", query, "--json"]).expect(0).json()
 }
 
-fn run(folder: &Path) -> (Value, String) {
-    let output = metis_flow(folder, &["run", "data.yaml", "--json"]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{stderr}");
-    (serde_json::from_slice(&output.stdout).unwrap(), stderr)
-}
-
-fn sql(folder: &Path, query: &str) -> Value {
-    let output = metis_flow(folder, &["sql", query, "--json"]);
-    assert!(
-        output.status.success(),
-        "{query}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Digests of all outputs by stage and port.
-fn digests(outcome: &Value) -> Vec<(String, String)> {
-    let stages = outcome["stages"].as_array().unwrap().iter();
-    stages
-        .flat_map(|stage| {
-            let outputs = stage["outputs"].as_object().unwrap().iter();
-            outputs.map(move |(port, output)| {
-                (
-                    format!("{}.{port}", stage["stage"]),
-                    output["digest"].to_string(),
-                )
-            })
-        })
-        .collect()
-}
-
-#[test]
-fn from_a_file_to_examples_and_a_report() {
-    let project = project();
-    let folder = project.path();
-    let (first, report) = run(folder);
+fn from_a_file_to_examples_and_a_report(place: Place) {
+    let project = project(place);
+    let run = || project.call(&["run", "data.yaml", "--json"]).expect(0);
+    let first = run();
+    let report = &first.stderr;
 
     let rates = sql(
-        folder,
+        &project,
         "select prompt_id, samples, correct, pass_rate, stage from pass_rates order by prompt_id",
     );
     assert_eq!(
@@ -126,7 +74,7 @@ fn from_a_file_to_examples_and_a_report() {
     );
     assert_eq!(rates[3]["correct"], 0);
     let examples = sql(
-        folder,
+        &project,
         "select prompt_id, text, token_ids, messages, origin from examples where stage = 'examples'",
     );
     assert_eq!(
@@ -140,7 +88,7 @@ fn from_a_file_to_examples_and_a_report() {
         }])
     );
     let accuracy = sql(
-        folder,
+        &project,
         "select category, correct, samples from evaluations order by category",
     );
     assert_eq!(
@@ -151,7 +99,7 @@ fn from_a_file_to_examples_and_a_report() {
             {"category": "sum", "correct": 4, "samples": 4},
         ])
     );
-    let rewards = sql(folder, "select sum(reward) as total from scores");
+    let rewards = sql(&project, "select sum(reward) as total from scores");
     assert_eq!(rewards, json!([{"total": 9.0}]));
 
     for expected in [
@@ -166,25 +114,31 @@ fn from_a_file_to_examples_and_a_report() {
         .lines()
         .find_map(|line| line.strip_prefix("report: "))
         .unwrap();
-    let markdown = fs::read_to_string(path).unwrap();
+    let markdown = match place {
+        Place::Local => fs::read_to_string(path).unwrap(),
+        Place::S3 => {
+            let name = path
+                .strip_prefix(&format!("{}/", project.store_url()))
+                .unwrap();
+            String::from_utf8(project.object(name).unwrap()).unwrap()
+        }
+    };
     assert!(
         markdown.contains("| sum | 100.0 % (51.0-100.0) |"),
         "{markdown}"
     );
 
-    let (second, again) = run(folder);
-    assert_eq!(digests(&first), digests(&second));
+    let second = run();
     assert!(
-        second["stages"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|stage| stage["status"] == "cached"),
-        "{second}"
+        second.stderr.contains(path),
+        "the report is the same one\n{}",
+        second.stderr
     );
-    assert!(again.contains(path), "the report is the same one\n{again}");
+    let (first, second) = (Outcome(first.json()), Outcome(second.json()));
+    assert_eq!(first.digests(), second.digests());
+    assert!(second.ran().is_empty(), "{:?}", second.statuses());
     let runs = sql(
-        folder,
+        &project,
         "select r.status, count(*) as stages from runs r join stages s on r.run = s.run group by r.run, r.status order by r.run",
     );
     assert_eq!(
@@ -193,11 +147,9 @@ fn from_a_file_to_examples_and_a_report() {
     );
 }
 
-#[test]
-fn a_wrong_query_is_the_users_fault_and_names_the_tables() {
-    let project = project();
-    let folder = project.path();
-    run(folder);
+fn a_wrong_query_is_the_users_fault_and_names_the_tables(place: Place) {
+    let project = project(place);
+    project.run("data.yaml");
     for (query, expected) in [
         ("select * from promts", "tables are prompts, "),
         (
@@ -206,25 +158,18 @@ fn a_wrong_query_is_the_users_fault_and_names_the_tables() {
         ),
         ("delete from prompts", "DML"),
     ] {
-        let output = metis_flow(folder, &["sql", query]);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(stderr.contains(expected), "{query}: {stderr}");
+        let refused = project.call(&["sql", query]).expect(2);
+        assert!(
+            refused.stderr.contains(expected),
+            "{query}: {}",
+            refused.stderr
+        );
     }
-    let output = metis_flow(
-        folder,
-        &[
-            "sql",
-            "select prompt_id, answer from prompts where stage = 'prompts' order by 1 limit 1",
-        ],
-    );
-    let printed = String::from_utf8(output.stdout).unwrap();
+    let query = "select prompt_id, answer from prompts where stage = 'prompts' order by 1 limit 1";
+    let printed = project.call(&["sql", query]).expect(0).stdout;
     let words: Vec<&str> = printed.split_whitespace().collect();
     assert_eq!(words, ["prompt_id", "answer", "a1", "2"]);
-    assert_eq!(
-        metis_flow(folder, &["sql", "select 1", "--run", "nothing"])
-            .status
-            .code(),
-        Some(2)
-    );
+    project
+        .call(&["sql", "select 1", "--run", "nothing"])
+        .expect(2);
 }

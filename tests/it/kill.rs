@@ -1,9 +1,11 @@
-//! Runs that are killed, interrupted or robbed of their worker: nothing that was finished is lost, and the result is
-//! that of an undisturbed run.
+//! Runs that are interrupted or robbed of their worker: nothing that was finished is lost, and it is said what happened.
 
-use std::time::Duration;
+use crate::support::{Place, Project, is_running, send_signal, wait_until};
 
-use crate::support::{Project, is_running, send_signal, wait_until};
+on_every_store!(
+    a_stage_whose_worker_is_killed_once_is_started_again,
+    an_interrupted_run_says_how_to_go_on_and_keeps_what_was_finished,
+);
 
 /// About two seconds of work on a small machine, most of it in a worker.
 const PIPELINE: &str = "
@@ -28,40 +30,16 @@ stages:
 
 const RUN: [&str; 4] = ["run", "p.yaml", "--device", "cpu"];
 
-fn project() -> Project {
-    let project = Project::new();
+fn project(place: Place) -> Project {
+    let project = Project::at(place);
     project.write("p.yaml", PIPELINE);
     project
 }
 
-#[test]
-fn an_engine_that_is_killed_at_any_moment_goes_on_to_the_same_digests() {
-    let undisturbed = project().run("p.yaml").digests();
-    let project = project();
-    let mut orphans = Vec::new();
-    for milliseconds in [20, 150, 400, 700, 1000, 1500] {
-        let running = project.start(&RUN);
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        orphans.extend(running.workers());
-        running.signal("KILL");
-        drop(running);
-    }
-    for orphan in orphans {
-        wait_until("the worker of a killed engine ends", || {
-            (!is_running(orphan)).then_some(())
-        });
-    }
-    assert_eq!(project.run("p.yaml").digests(), undisturbed);
-    let again = project.run("p.yaml");
-    assert!(again.ran().is_empty());
-    assert_eq!(again.digests(), undisturbed);
-}
-
-#[test]
-fn a_stage_whose_worker_is_killed_once_is_started_again() {
-    let project = project();
+fn a_stage_whose_worker_is_killed_once_is_started_again(place: Place) {
+    let project = project(place);
     let mut running = project.start(&RUN);
-    running.wait_for("answers   started");
+    running.wait_for_start("answers");
     send_signal(running.wait_for_worker(&[]), "KILL");
     let (status, said) = running.finish();
     assert!(status.success(), "{said}");
@@ -70,24 +48,16 @@ fn a_stage_whose_worker_is_killed_once_is_started_again() {
         "{said}"
     );
     assert!(said.contains("started again"), "{said}");
-    let shown = project
-        .call(&["show", "answers", "--json"])
-        .expect(0)
-        .json();
-    assert!(
-        shown["manifest"]["warnings"][0]
-            .as_str()
-            .unwrap()
-            .contains("was killed"),
-        "{shown}"
-    );
+    // The record of the run keeps it.
+    let shown = project.call(&["show", "latest", "--json"]).expect(0).stdout;
+    assert!(shown.contains("was killed"), "{shown}");
 }
 
 #[test]
 fn a_stage_whose_worker_is_killed_again_fails_by_name_and_goes_on_later() {
-    let project = project();
-    let mut running = project.start(&RUN);
-    running.wait_for("answers   started");
+    let project = project(Place::Local);
+    let mut running = project.start(&[&RUN[..], &["--worker-retries", "1"]].concat());
+    running.wait_for_start("answers");
     let first = running.wait_for_worker(&[]);
     send_signal(first, "KILL");
     send_signal(running.wait_for_worker(&[first]), "KILL");
@@ -105,9 +75,9 @@ fn a_stage_whose_worker_is_killed_again_fails_by_name_and_goes_on_later() {
 
 #[test]
 fn a_worker_that_goes_silent_is_stopped() {
-    let project = project();
+    let project = project(Place::Local);
     let mut running = project.start(&["run", "p.yaml", "--device", "cpu", "--worker-silence", "5"]);
-    running.wait_for("answers   started");
+    running.wait_for_start("answers");
     send_signal(running.wait_for_worker(&[]), "STOP");
     let (status, said) = running.finish();
     assert!(status.success(), "{said}");
@@ -117,18 +87,18 @@ fn a_worker_that_goes_silent_is_stopped() {
     );
 }
 
-#[test]
-fn an_interrupted_run_says_how_to_go_on_and_keeps_what_was_finished() {
+fn an_interrupted_run_says_how_to_go_on_and_keeps_what_was_finished(place: Place) {
     for signal in ["INT", "TERM"] {
-        let project = project();
+        let project = project(place);
         let mut running = project.start(&RUN);
-        running.wait_for("answers   started");
+        running.wait_for_start("answers");
         let worker = running.wait_for_worker(&[]);
         running.signal(signal);
         let (status, said) = running.finish();
         assert_eq!(status.code(), Some(3), "{said}");
         assert!(
-            said.contains("`metis-flow run p.yaml` goes on where it stopped"),
+            said.contains("goes on with the rest")
+                && said.contains(&format!("metis-flow {}", RUN.join(" "))),
             "{said}"
         );
         wait_until("the worker ends", || (!is_running(worker)).then_some(()));

@@ -9,7 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine-core", &["schemas"]),
     ("engine-plan", &["schemas", "engine-core"]),
     ("engine-store", &["schemas", "engine-core"]),
-    ("engine-query", &["schemas", "engine-core"]),
+    ("engine-query", &["schemas", "engine-core", "engine-store"]),
     (
         "engine-runtime",
         &["schemas", "engine-core", "engine-plan", "engine-store"],

@@ -1,6 +1,11 @@
 //! What an artifact was made from.
 
-use crate::support::Project;
+use crate::support::{Place, Project};
+
+on_every_store!(
+    a_tree_goes_down_to_the_files_outside_the_store,
+    what_is_gone_is_said_and_what_never_was_is_an_error,
+);
 
 /// `again` has the rows of `few`: one artifact with two makers.
 const PIPELINE: &str = "
@@ -21,17 +26,16 @@ stages:
     sql: { query: 'select a.category, count(*) as n from a join few on a.prompt_id = few.prompt_id group by a.category order by a.category' }
 ";
 
-fn project() -> Project {
-    let project = Project::new();
+fn project(place: Place) -> Project {
+    let project = Project::at(place);
     project.write("p.yaml", PIPELINE);
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/test.parquet");
     std::fs::copy(data, project.path("data.parquet")).unwrap();
     project
 }
 
-#[test]
-fn a_tree_goes_down_to_the_files_outside_the_store() {
-    let project = project();
+fn a_tree_goes_down_to_the_files_outside_the_store(place: Place) {
+    let project = project(place);
     let digests = project.run("p.yaml").digests();
     let tree = project
         .call(&["lineage", "kinds", "--json"])
@@ -72,17 +76,15 @@ fn a_tree_goes_down_to_the_files_outside_the_store() {
     assert_eq!(project.call(&["lineage", digest]).expect(0).stdout, text);
 }
 
-#[test]
-fn what_is_gone_is_said_and_what_never_was_is_an_error() {
-    let project = project();
+fn what_is_gone_is_said_and_what_never_was_is_an_error(place: Place) {
+    let project = project(place);
     project.run("p.yaml");
     let shown = project
         .call(&["show", "prompts", "--json"])
         .expect(0)
         .json();
     let key = shown["manifest"]["key"].as_str().unwrap();
-    let manifest = project.path(&format!(".metis/v1/stages/{key}.json"));
-    std::fs::remove_file(manifest).unwrap();
+    project.remove_object(&format!("v1/stages/{key}.json"));
     let text = project.call(&["lineage", "few"]).expect(0).stdout;
     assert!(text.contains("not in the store any more"), "{text}");
     let gone = project.call(&["lineage", "prompts"]).expect(2);

@@ -5,17 +5,36 @@
     reason = "a fault in a test's own setting stops that test"
 )]
 
+#[macro_use]
+mod support;
+
+mod at_once;
 mod cache;
 mod completions;
+mod compose;
 mod data;
 mod diagnostics;
+mod diff;
+mod every_kind;
+mod exec;
+mod export_hf;
+mod faulty_store;
 mod gc;
 mod graph;
 mod kill;
+mod kill_random;
 mod layers;
 mod lineage;
+mod plan_cmd;
+mod random;
+mod replay;
 mod run;
+mod s3;
+mod samples;
 mod schema;
-mod support;
+mod show;
+mod tables;
 mod tidy;
+mod trace;
+mod train_resume;
 mod why;

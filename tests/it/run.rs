@@ -4,7 +4,14 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Outcome, Project};
+use crate::support::{Outcome, Place, Project};
+
+on_every_store!(
+    a_model_answers_and_all_commands_show_it,
+    plan_says_what_is_cached_and_what_changed,
+    tables_and_models_are_exported,
+    a_failing_stage_is_named_and_the_others_are_kept,
+);
 
 const PIPELINE: &str = "
 version: 1
@@ -23,24 +30,25 @@ stages:
   verdicts: { inputs: { rollouts: answers, prompts: few }, verify: { math: {} } }
 ";
 
-fn project() -> Project {
-    let project = Project::new();
+fn project(place: Place) -> Project {
+    let project = Project::at(place);
     project.write("pipelines/small.yaml", PIPELINE);
     project
 }
 
-#[test]
-fn a_model_answers_and_all_commands_show_it() {
-    let project = project();
+fn a_model_answers_and_all_commands_show_it(place: Place) {
+    let project = project(place);
     let outcome = project.run("pipelines/small.yaml");
     assert_eq!(
         outcome.ran(),
         ["answers", "base", "few", "prompts", "verdicts"]
     );
     assert_eq!(outcome.0["status"], "done");
-    assert!(
-        project.path(".metis/v1").is_dir(),
-        "the store is in the project, beside `pipelines`"
+    assert!(!project.objects("v1/stages/").is_empty());
+    assert_eq!(
+        project.path(".metis").exists(),
+        place == Place::Local,
+        "the store is in the project, beside `pipelines`, unless it is elsewhere"
     );
 
     let runs = project.call(&["runs", "--json"]).expect(0).json();
@@ -96,9 +104,8 @@ fn a_model_answers_and_all_commands_show_it() {
     );
 }
 
-#[test]
-fn plan_says_what_is_cached_and_what_changed() {
-    let project = project();
+fn plan_says_what_is_cached_and_what_changed(place: Place) {
+    let project = project(place);
     let states = |arguments: &[&str]| -> Vec<(String, String)> {
         let plan = project.call(arguments).expect(0).json();
         let stages = plan["stages"].as_array().unwrap().iter();
@@ -151,9 +158,8 @@ fn plan_says_what_is_cached_and_what_changed() {
     );
 }
 
-#[test]
-fn tables_and_models_are_exported() {
-    let project = project();
+fn tables_and_models_are_exported(place: Place) {
+    let project = project(place);
     project.run("pipelines/small.yaml");
     for (file, lines) in [("few.jsonl", 6), ("few.csv", 7)] {
         project.call(&["export", "few", "--to", file]).expect(0);
@@ -187,9 +193,8 @@ fn tables_and_models_are_exported() {
     );
 }
 
-#[test]
-fn a_failing_stage_is_named_and_the_others_are_kept() {
-    let project = Project::new();
+fn a_failing_stage_is_named_and_the_others_are_kept(place: Place) {
+    let project = Project::at(place);
     let broken = format!(
         "{PIPELINE}  numbers:\n    inputs: {{ p: few }}\n    sql: {{ query: 'select cast(prompt_id as int) as number from p' }}\n"
     );
@@ -215,12 +220,12 @@ fn a_failing_stage_is_named_and_the_others_are_kept() {
 
 #[test]
 fn a_wrong_command_line_or_store_ends_with_code_2() {
-    let project = project();
+    let project = project(Place::Local);
     for (arguments, words) in [
         (&["run", "missing.yaml"][..], "missing.yaml"),
         (
-            &["run", "pipelines/small.yaml", "--store", "s3://bucket/x"],
-            "no `s3` backend",
+            &["run", "pipelines/small.yaml", "--store", "ftp://host/x"],
+            "`ftp`",
         ),
         (
             &["run", "pipelines/small.yaml", "--device", "gpu"],

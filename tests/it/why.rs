@@ -1,6 +1,11 @@
 //! Why a stage is cached or not.
 
-use crate::support::Project;
+use crate::support::{Place, Project};
+
+on_every_store!(
+    a_stage_is_explained_before_and_after_a_run,
+    an_unknown_stage_is_answered_with_those_there_are,
+);
 
 const PIPELINE: &str = "
 version: 1
@@ -17,9 +22,8 @@ stages:
     sql: { query: 'select category, count(*) as prompts from few group by category order by category' }
 ";
 
-#[test]
-fn a_stage_is_explained_before_and_after_a_run() {
-    let project = Project::new();
+fn a_stage_is_explained_before_and_after_a_run(place: Place) {
+    let project = Project::at(place);
     project.write("p.yaml", PIPELINE);
     let ask = |arguments: &[&str]| {
         let arguments = [&["why"], arguments, &["--json"]].concat();
@@ -45,10 +49,10 @@ fn a_stage_is_explained_before_and_after_a_run() {
     assert_eq!(changed["state"], "to-run");
     assert_eq!(changed["earlier"]["key"], cached["key"]);
     assert_eq!(changed["earlier"]["made_by_run"], first.0["run"]);
-    assert_eq!(changed["earlier"]["differs"], "config.query");
+    assert_eq!(changed["earlier"]["differs"], "config.plan");
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    assert!(text(&changed["earlier"]["before"]).ends_with("limit 30"));
-    assert!(text(&changed["earlier"]["now"]).ends_with("limit 29"));
+    assert!(text(&changed["earlier"]["before"]).contains("fetch=30"));
+    assert!(text(&changed["earlier"]["now"]).contains("fetch=29"));
     let waits = ask(&["kinds", "p.yaml"]);
     assert_eq!(waits["reason"], "waits for `few`");
 
@@ -72,9 +76,8 @@ fn a_stage_is_explained_before_and_after_a_run() {
     );
 }
 
-#[test]
-fn an_unknown_stage_is_answered_with_those_there_are() {
-    let project = Project::new();
+fn an_unknown_stage_is_answered_with_those_there_are(place: Place) {
+    let project = Project::at(place);
     project.write("p.yaml", PIPELINE);
     project.run("p.yaml");
     for arguments in [&["why", "fewer"][..], &["why", "fewer", "p.yaml"]] {

@@ -13,13 +13,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use zip::ZipArchive;
 
+use crate::lock::lock;
 use crate::say;
 use crate::wheel::{self, Source, Wheel};
 
@@ -105,7 +106,7 @@ fn install_wheels(
 
     let downloads = folder.join("downloads");
     create_folder(&downloads)?;
-    let _lock = lock(folder)?;
+    let _lock = lock(folder, "libtorch")?;
     for wheel in wheels {
         // Asked again: another set-up may have done it while this one waited for the lock.
         if is_installed(folder, wheel, part) {
@@ -118,24 +119,6 @@ fn install_wheels(
         fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
     }
     fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
-}
-
-/// One set-up at a time: two would unpack into the same folders.
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            say("waiting for another `cargo xtask` that is installing libtorch");
-        }
-        Err(TryLockError::Error(error)) => {
-            return Err(error).context(format!("cannot lock {}", path.display()));
-        }
-    }
-    file.lock()
-        .with_context(|| format!("cannot lock {}", path.display()))?;
-    Ok(file)
 }
 
 /// What the stamp of a wheel says.

@@ -1,6 +1,8 @@
 //! Developer commands: installs libtorch, builds, runs, tests. `cargo xtask help` lists them.
 
 mod libtorch;
+mod lock;
+mod python;
 mod wheel;
 
 use std::env;
@@ -20,6 +22,8 @@ usage: cargo xtask <command>
   setup [--cuda]            install libtorch into .libtorch (--cuda: with its CUDA libraries)
   run PIPELINE [ARGS]...    install what is missing, build, `metis-flow run PIPELINE ARGS`
   test [ARGS]...            install what is missing, build, `cargo test ARGS`
+  test-ceph [NAME]...       the tests that use an S3 server, against a Ceph gateway on this machine instead of moto (needs
+                            Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common)
 
 Everything is built in the release profile. A LIBTORCH of your own in the environment is used as it is.
 ";
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
             Some("setup") => setup(rest),
             Some("run") => run(rest),
             Some("test") => test(rest),
+            Some("test-ceph") => test_ceph(rest),
             Some("help" | "--help" | "-h") => io::stdout()
                 .write_all(HELP.as_bytes())
                 .context("cannot write the help"),
@@ -107,11 +112,38 @@ fn run(args: &[OsString]) -> Result<()> {
 fn test(args: &[OsString]) -> Result<()> {
     let root = workspace()?;
     let torch = torch(&root, Part::Cpu)?;
+    let python = test_python(&root)?;
     // `cargo test` builds the binaries too, but under `target/release` only those that its tests ask for.
     build(&root, &torch)?;
     let mut cargo = cargo(&root);
     cargo.arg("test").args(SELECTION).args(args);
+    cargo.env(python::VARIABLE, python);
     become_child(torch.adapt(cargo))
+}
+
+/// Runs the tests named `...s3::...` with the address and the keys of a gateway that lives as long as they do.
+fn test_ceph(names: &[OsString]) -> Result<()> {
+    let root = workspace()?;
+    let torch = torch(&root, Part::Cpu)?;
+    let python = test_python(&root)?;
+    build(&root, &torch)?;
+    // The script starts its arguments once the gateway answers.
+    let mut gateway = clean(&root, root.join("tests/ceph/with-gateway.sh").as_os_str());
+    gateway.arg(cargo_program()).arg("test").args(SELECTION);
+    gateway.args(["--test", "it", "--"]);
+    if names.is_empty() {
+        gateway.arg("s3::");
+    }
+    gateway.args(names).env(python::VARIABLE, python);
+    become_child(torch.adapt(gateway))
+}
+
+/// The Python of the tests: the user's, or one with the packages installed.
+fn test_python(root: &Path) -> Result<PathBuf> {
+    match variable(python::VARIABLE).filter(|value| !value.is_empty()) {
+        Some(python) => Ok(python.into()),
+        None => python::install(root),
+    }
 }
 
 fn build(root: &Path, torch: &Torch) -> Result<()> {
@@ -192,14 +224,22 @@ fn target(root: &Path) -> PathBuf {
     root.join(variable("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from))
 }
 
-/// A cargo for the workspace, free of what the outer cargo has set for this crate: build scripts that watch those
-/// variables would run again at the next plain `cargo build`.
+fn cargo_program() -> OsString {
+    variable("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+fn cargo(root: &Path) -> Command {
+    clean(root, &cargo_program())
+}
+
+/// A program that starts cargo in the workspace, free of what the outer cargo has set for this crate: build scripts that
+/// watch those variables would run again at the next plain `cargo build`.
 #[expect(
     clippy::disallowed_methods,
     reason = "only names of variables are read, to take them away"
 )]
-fn cargo(root: &Path) -> Command {
-    let mut command = Command::new(variable("CARGO").unwrap_or_else(|| "cargo".into()));
+fn clean(root: &Path, program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(root);
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| {

@@ -186,7 +186,7 @@ pub(crate) struct Pip;
 
 impl Source for Pip {
     fn download(&self, wheel: &Wheel, folder: &Path) -> Result<()> {
-        require_pip()?;
+        require_pip(ADVICE)?;
         let requirements = folder.join("requirements.txt");
         fs::write(&requirements, wheel.requirement())
             .with_context(|| format!("cannot write {}", requirements.display()))?;
@@ -230,15 +230,18 @@ impl Source for Pip {
     }
 }
 
-fn require_pip() -> Result<()> {
-    const ADVICE: &str = "to download libtorch, install Python 3 with pip (Debian and Ubuntu: `apt install python3 \
-                          python3-pip`) and run the command again, or set LIBTORCH to a libtorch 2.11.0 of your own";
+/// What to do where Python or pip is missing.
+const ADVICE: &str = "to download libtorch, install Python 3 with pip (Debian and Ubuntu: `apt install python3 python3-pip`) \
+                      and run the command again, or set LIBTORCH to a libtorch 2.11.0 of your own";
+
+/// Fails with the advice where `python3 -m pip` does not start.
+pub(crate) fn require_pip(advice: &str) -> Result<()> {
     match Command::new("python3")
         .args(["-m", "pip", "--version"])
         .output()
     {
-        Err(error) => bail!("python3 cannot be started ({error}): {ADVICE}"),
-        Ok(output) if !output.status.success() => bail!("python3 has no pip: {ADVICE}"),
+        Err(error) => bail!("python3 cannot be started ({error}): {advice}"),
+        Ok(output) if !output.status.success() => bail!("python3 has no pip: {advice}"),
         Ok(_) => Ok(()),
     }
 }

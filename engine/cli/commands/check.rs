@@ -8,14 +8,15 @@ use schemas::yaml::Document;
 use serde_json::json;
 
 use super::print_json;
-use crate::args::CheckArgs;
-use crate::exit::{Exit, wrong};
-use crate::project::project_folder;
+use crate::args::{CheckArgs, PipelineArgs};
+use crate::exit::Exit;
+use crate::project::{checked, planned, project_folder, read_pipeline};
 use crate::render;
 
 pub(crate) fn check(arguments: &CheckArgs) -> anyhow::Result<Exit> {
-    let document = read(&arguments.file)?;
-    match checked(&document, &project_folder(&arguments.file)) {
+    let pipeline = &arguments.pipeline;
+    let document = read(pipeline)?;
+    match checked(&document, &project_folder(&pipeline.file)) {
         Ok(plan) => {
             let stages = plan.stages.len();
             if arguments.json {
@@ -38,68 +39,35 @@ pub(crate) fn check(arguments: &CheckArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// The checked plan of a pipeline file. Nothing when it has problems, which are then on the terminal.
-pub(crate) fn load(file: &Path, root: &Path) -> anyhow::Result<Option<Plan>> {
-    let document = read(file)?;
-    match checked(&document, root) {
-        Ok(plan) => Ok(Some(plan)),
-        Err(problems) => {
-            eprint!("{}", render::problems(&document, &problems));
-            Ok(None)
-        }
-    }
+/// The checked plan of a pipeline. Nothing when it has problems, which are then on the terminal.
+pub(crate) fn load(pipeline: &PipelineArgs, root: &Path) -> anyhow::Result<Option<Plan>> {
+    let document = read(pipeline)?;
+    Ok(or_problems(&document, checked(&document, root)))
 }
 
-/// The plan of a pipeline file, without a look at the files that it names. Nothing when the pipeline has problems, which
+/// The plan of a pipeline, without a look at the files that it names. Nothing when the pipeline has problems, which
 /// are then on the terminal.
-pub(crate) fn planned(file: &Path) -> anyhow::Result<Option<Plan>> {
-    let document = read(file)?;
-    match engine_plan::plan(&document, &crate::registry()) {
-        Ok(plan) => Ok(Some(plan)),
+pub(crate) fn load_unchecked(pipeline: &PipelineArgs) -> anyhow::Result<Option<Plan>> {
+    let document = read(pipeline)?;
+    Ok(or_problems(&document, planned(&document)))
+}
+
+/// The checked plan of a pipeline that a run kept.
+pub(crate) fn load_kept(document: &Document, root: &Path) -> Option<Plan> {
+    or_problems(document, checked(document, root))
+}
+
+fn read(pipeline: &PipelineArgs) -> anyhow::Result<Document> {
+    let changes = &pipeline.changes;
+    read_pipeline(&pipeline.file, &changes.overlays, &changes.sets)
+}
+
+fn or_problems(document: &Document, plan: Result<Plan, Vec<Problem>>) -> Option<Plan> {
+    match plan {
+        Ok(plan) => Some(plan),
         Err(problems) => {
-            eprint!("{}", render::problems(&document, &problems));
-            Ok(None)
+            eprint!("{}", render::problems(document, &problems));
+            None
         }
     }
-}
-
-fn read(file: &Path) -> anyhow::Result<Document> {
-    let name = file.display();
-    let bytes = std::fs::read(file)
-        .map_err(|error| wrong(format!("could not read the pipeline file {name}: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .split(|byte| *byte == b'\n')
-            .count();
-        wrong(format!(
-            "the pipeline file {name} is no UTF-8 text: see line {line}"
-        ))
-    })?;
-    Ok(Document::new(name.to_string(), text))
-}
-
-fn checked(document: &Document, root: &Path) -> Result<Plan, Vec<Problem>> {
-    let plan = engine_plan::plan(document, &crate::registry())?;
-    let problems = inspect(&plan, document, root);
-    if problems.is_empty() {
-        Ok(plan)
-    } else {
-        Err(problems)
-    }
-}
-
-/// Lets every operator look at the files that its configuration names.
-fn inspect(plan: &Plan, document: &Document, root: &Path) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = plan
-        .stages
-        .iter()
-        .flat_map(|stage| {
-            let faults = stage.config.inspect(root);
-            faults
-                .into_iter()
-                .map(|fault| engine_plan::locate(document, &stage.name, stage.kind, fault))
-        })
-        .collect();
-    problems.sort_by_key(|problem| problem.span);
-    problems
 }

@@ -4,19 +4,47 @@ use std::fmt::Write as _;
 
 use engine_plan::Plan;
 
-use super::check::planned;
+use serde_json::json;
+
+use super::check::load_unchecked;
+use super::print_json;
 use crate::args::{GraphArgs, GraphForm};
 use crate::exit::Exit;
 
 pub(crate) fn graph(arguments: &GraphArgs) -> anyhow::Result<Exit> {
-    let Some(plan) = planned(&arguments.file)? else {
+    let Some(plan) = load_unchecked(&arguments.pipeline)? else {
         return Ok(Exit::Wrong);
     };
+    if arguments.json {
+        print_json(&graph_json(&plan))?;
+        return Ok(Exit::Done);
+    }
     match arguments.format {
         GraphForm::Mermaid => print!("{}", mermaid(&plan)?),
         GraphForm::Dot => print!("{}", dot(&plan)?),
     }
     Ok(Exit::Done)
+}
+
+fn graph_json(plan: &Plan) -> serde_json::Value {
+    let name = |index: usize| &plan.stages[index].name;
+    let stages: Vec<_> = plan
+        .stages
+        .iter()
+        .map(|stage| json!({ "stage": stage.name, "operator": stage.kind }))
+        .collect();
+    let edges: Vec<_> = edges(plan)
+        .iter()
+        .map(|edge| {
+            json!({
+                "from": name(edge.from),
+                "from_port": edge.from_port,
+                "to": name(edge.to),
+                "to_port": edge.to_port,
+            })
+        })
+        .collect();
+    json!({ "pipeline": plan.name, "stages": stages, "edges": edges })
 }
 
 /// Nodes are numbered, since names such as `end` mean something in the language of the drawing.

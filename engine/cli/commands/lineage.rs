@@ -1,20 +1,18 @@
 //! `lineage`: what an artifact was made from, down to sources and files outside the store.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use engine_plan::Plan;
 use engine_store::{Manifest, Run, Store};
-use schemas::yaml::Document;
 use serde_json::{Value, json};
 
 use super::print_json;
-use super::show::latest_stage;
 use crate::args::LineageArgs;
 use crate::exit::{Exit, wrong};
 use crate::project::find_store;
+use crate::select::{Runs, kept_document};
 
-/// Digits that name an artifact without doubt.
-const MIN_DIGITS: usize = 6;
 /// Manifests that are searched.
 const MANIFESTS: usize = 100_000;
 /// Digits of a digest.
@@ -23,7 +21,7 @@ const DIGITS: usize = 64;
 pub(crate) fn lineage(arguments: &LineageArgs) -> anyhow::Result<Exit> {
     let store = find_store(&arguments.store)?;
     let mut history = History::read(&store)?;
-    let root = history.find(&arguments.what)?;
+    let root = history.find(&Runs::open(&store)?, &arguments.what)?;
     let tree = history.node(root, &mut Vec::new());
     if arguments.json {
         print_json(&node_json(&tree))?;
@@ -61,9 +59,26 @@ struct File {
     digest: String,
 }
 
+/// A run with its pipeline, which is planned when somebody asks.
+struct PlannedRun {
+    run: Run,
+    plan: OnceCell<Option<Plan>>,
+}
+
+impl PlannedRun {
+    /// A pipeline of another version need not be one today; then paths are not known.
+    fn plan(&self) -> Option<&Plan> {
+        let read = || {
+            let document = kept_document(&self.run.started);
+            engine_plan::plan(&document, &crate::registry()).ok()
+        };
+        self.plan.get_or_init(read).as_ref()
+    }
+}
+
 struct History {
     /// The latest first.
-    runs: Vec<(Run, Option<Plan>)>,
+    runs: Vec<PlannedRun>,
     /// The oldest first.
     manifests: Vec<Manifest>,
     shown: BTreeSet<String>,
@@ -71,12 +86,9 @@ struct History {
 
 impl History {
     fn read(store: &Store) -> anyhow::Result<Self> {
-        let registry = crate::registry();
-        let runs = store.runs()?.into_iter().rev().map(|run| {
-            let document = Document::new(run.started.pipeline.clone(), run.started.text.clone());
-            // A pipeline of another version need not be one today; then paths are not known.
-            let plan = engine_plan::plan(&document, &registry).ok();
-            (run, plan)
+        let runs = store.runs()?.into_iter().rev().map(|run| PlannedRun {
+            run,
+            plan: OnceCell::new(),
         });
         let runs = runs.collect();
         let mut manifests = store.recent_manifests(MANIFESTS)?;
@@ -88,35 +100,26 @@ impl History {
         })
     }
 
-    fn find(&self, what: &str) -> anyhow::Result<usize> {
-        let runs: Vec<Run> = self.runs.iter().rev().map(|(run, _)| run.clone()).collect();
-        if let Some((_, record)) = latest_stage(&runs, what) {
-            let with_key = |key: &String| {
-                self.manifests
-                    .iter()
-                    .position(|made| made.key.as_str() == key)
-            };
-            return record.key.as_ref().and_then(with_key).ok_or_else(|| {
-                wrong(format!(
-                    "stage `{what}` has no result in the store; run the pipeline first"
-                ))
-            });
+    /// Place of the result that a word names: a stage, `stage@run`, or some digits.
+    fn find(&self, read: &Runs<'_>, what: &str) -> anyhow::Result<usize> {
+        let place = |key: &str, generation: u32| {
+            let mut manifests = self.manifests.iter();
+            manifests.position(|made| made.key.as_str() == key && made.generation == generation)
+        };
+        if let Some(found) = read.stage_of(what)? {
+            let record = found.record;
+            let key = record.key.as_deref();
+            return key
+                .and_then(|key| place(key, record.generation))
+                .ok_or_else(|| {
+                    wrong(format!(
+                        "stage `{what}` has no result in the store; run the pipeline first"
+                    ))
+                });
         }
-        if what.len() >= MIN_DIGITS && what.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            let is_it = |made: &Manifest| {
-                made.key.as_str().starts_with(what)
-                    || (made.outputs.values())
-                        .any(|artifact| artifact.digest().as_str().starts_with(what))
-            };
-            if let Some(found) = self.manifests.iter().position(is_it) {
-                return Ok(found);
-            }
-        }
-        let stages = runs.last().map(|run| run.started.stages.join(", "));
-        Err(wrong(format!(
-            "nothing is called `{what}`: no stage and no digest; stages of the latest run are {}",
-            stages.unwrap_or_default()
-        )))
+        let made = read.by_digits(what)?;
+        made.and_then(|manifest| place(manifest.key.as_str(), manifest.generation))
+            .ok_or_else(|| read.nothing(what))
     }
 
     /// The tree below a result; `above` are the results that it is part of.
@@ -164,9 +167,10 @@ impl History {
             let output = self.manifests[index].outputs.get(port);
             output.is_some_and(|artifact| artifact.digest().as_str() == digest)
         };
-        let wired = self.runs.iter().find_map(|(run, plan)| {
-            let plan = plan.as_ref()?;
+        let wired = self.runs.iter().find_map(|planned| {
+            let run = &planned.run;
             let record = with_key(run, key)?;
+            let plan = planned.plan()?;
             let stage = &plan.stages[plan.index_of(&record.stage)?];
             let source = stage.inputs.get(port)?.get(place)?;
             let name = &plan.stages[source.stage].name;
@@ -191,7 +195,7 @@ impl History {
 
     fn names(&self, key: &str) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
-        for record in self.runs.iter().flat_map(|(run, _)| &run.stages) {
+        for record in self.runs.iter().flat_map(|planned| &planned.run.stages) {
             if record.key.as_deref() == Some(key) && !names.contains(&record.stage) {
                 names.push(record.stage.clone());
             }
@@ -201,9 +205,10 @@ impl History {
 
     /// Files outside the store: in a key their digests stand where the configuration has paths.
     fn files(&self, key: &str, config: &Value) -> Vec<File> {
-        let externals = self.runs.iter().find_map(|(run, plan)| {
-            let plan = plan.as_ref()?;
-            let stage = &plan.stages[plan.index_of(&with_key(run, key)?.stage)?];
+        let externals = self.runs.iter().find_map(|planned| {
+            let record = with_key(&planned.run, key)?;
+            let plan = planned.plan()?;
+            let stage = &plan.stages[plan.index_of(&record.stage)?];
             Some(stage.externals.clone())
         });
         match externals {

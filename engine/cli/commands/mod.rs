@@ -1,13 +1,16 @@
-//! One file for each command.
+//! One file or folder for each command.
 
 mod check;
 mod completions;
 mod dev;
+mod diff;
+mod difference;
 mod export;
 mod gc;
 mod graph;
 mod lineage;
 mod plan;
+mod replay;
 mod run;
 mod runs;
 mod show;
@@ -17,14 +20,18 @@ mod why;
 use crate::args::{Arguments, Command};
 use crate::exit::Exit;
 
+pub(crate) use run::remarks;
+
 /// Runs the command of this process.
 pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         Command::Check(arguments) => check::check(&arguments),
         Command::Plan(arguments) => plan::plan(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Runs(arguments) => runs::runs(&arguments),
         Command::Show(arguments) => show::show(&arguments),
+        Command::Diff(arguments) => diff::diff(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
         Command::Why(arguments) => why::why(&arguments),

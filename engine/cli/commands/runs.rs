@@ -12,9 +12,9 @@ use crate::text::{duration, lines, table};
 
 pub(crate) fn runs(arguments: &RunsArgs) -> anyhow::Result<Exit> {
     let store = find_store(&arguments.store)?;
-    let runs = store.runs()?;
+    let runs = store.recent_runs(arguments.last.unwrap_or(usize::MAX))?;
     if arguments.json {
-        print_json(&runs.iter().rev().map(run_json).collect::<Vec<_>>())?;
+        print_json(&runs.iter().map(run_json).collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     }
     let mut table = table(
@@ -23,7 +23,7 @@ pub(crate) fn runs(arguments: &RunsArgs) -> anyhow::Result<Exit> {
         ],
         &[4, 5, 6, 7],
     );
-    for run in runs.iter().rev() {
+    for run in &runs {
         let time = run
             .ended
             .as_ref()

@@ -11,6 +11,7 @@ use super::print_json;
 use crate::args::SqlArgs;
 use crate::exit::{Exit, wrong};
 use crate::project::find_store;
+use crate::select::Runs;
 use crate::text::{brief, lines, table};
 
 /// Characters of a value in a printed table; `--json` has all of them.
@@ -21,7 +22,7 @@ const ALL: &str = "all";
 pub(crate) fn sql(arguments: &SqlArgs) -> anyhow::Result<Exit> {
     let store = find_store(&arguments.store)?;
     let runs = store.runs()?;
-    let chosen = choose(&runs, arguments.run.as_deref())?;
+    let chosen = choose(&store, &runs, arguments.run.as_deref())?;
     let catalog = Catalog {
         datasets: datasets(&store, chosen)?,
         runs: runs.iter().map(stored).collect(),
@@ -83,7 +84,7 @@ fn readable(number: f64) -> String {
 }
 
 /// The runs whose datasets are queried. The records of all runs always are.
-fn choose<'a>(runs: &'a [Run], run: Option<&str>) -> anyhow::Result<&'a [Run]> {
+fn choose<'a>(store: &Store, runs: &'a [Run], run: Option<&str>) -> anyhow::Result<&'a [Run]> {
     let latest = runs
         .len()
         .checked_sub(1)
@@ -91,13 +92,12 @@ fn choose<'a>(runs: &'a [Run], run: Option<&str>) -> anyhow::Result<&'a [Run]> {
     match run {
         None => Ok(&runs[latest..]),
         Some(ALL) => Ok(runs),
-        Some(name) => {
-            let index = runs.iter().position(|run| run.started.run == name);
-            let index = index.ok_or_else(|| {
-                wrong(format!(
-                    "no run `{name}`; `metis-flow runs` lists them, and `--run all` takes all"
-                ))
-            })?;
+        Some(word) => {
+            let read = Runs::open(store)?;
+            let name = &read.run(word)?.started.run;
+            let index = runs.iter().position(|run| run.started.run == *name);
+            let index =
+                index.ok_or_else(|| wrong(format!("the records of run {name} are gone")))?;
             Ok(&runs[index..=index])
         }
     }

@@ -1,38 +1,46 @@
 //! `why`: why a stage was cached or ran, or would be, down to the first field of its key that differs.
 
-use engine_plan::{Plan, first_difference};
-use engine_runtime::{Assessment, Reason, StageState, assess};
+use engine_plan::Plan;
+use engine_runtime::{Assessment, Reason, Selection, StageState, assess};
 use engine_store::{Manifest, Run, Store};
 use schemas::record::{StageRecord, StageStatus};
 use serde_json::{Value, json};
 
 use super::check::load;
+use super::difference::Difference;
 use super::plan::explain;
 use super::print_json;
-use crate::args::WhyArgs;
+use crate::args::{PipelineArgs, WhyArgs};
 use crate::exit::{Exit, wrong};
 use crate::project::{find_store, open_store, project_folder};
-use crate::text::brief;
+use crate::select::{Runs, names, record_of};
 
 /// Earlier manifests that are compared with.
 const MANIFESTS: usize = 10_000;
-/// Characters of a value in a line.
-const VALUE_WIDTH: usize = 100;
 
 pub(crate) fn why(arguments: &WhyArgs) -> anyhow::Result<Exit> {
     let (store, answer) = match &arguments.file {
         Some(file) => {
+            let pipeline = PipelineArgs {
+                file: file.clone(),
+                changes: arguments.changes.clone(),
+            };
             let root = project_folder(file);
-            let Some(plan) = load(file, &root)? else {
+            let Some(plan) = load(&pipeline, &root)? else {
                 return Ok(Exit::Wrong);
             };
             let store = open_store(&arguments.store, &root)?;
             let answer = Answer::of_plan(&plan, &store, &root, &arguments.stage)?;
             (store, answer)
         }
+        None if !arguments.changes.is_empty() => {
+            return Err(wrong(
+                "--overlay and --set change a pipeline file: name it after the stage",
+            ));
+        }
         None => {
             let store = find_store(&arguments.store)?;
-            let answer = Answer::of_latest_run(&store, &arguments.stage)?;
+            let answer = Answer::of_run(&store, &arguments.stage)?;
             (store, answer)
         }
     };
@@ -77,13 +85,6 @@ struct Earlier {
     difference: Option<Difference>,
 }
 
-/// The first field in which two keys differ, with its values.
-struct Difference {
-    field: String,
-    before: Option<Value>,
-    now: Option<Value>,
-}
-
 impl Answer {
     fn of_plan(
         plan: &Plan,
@@ -104,12 +105,15 @@ impl Answer {
             ))
         })?;
         let stage = &plan.stages[index];
-        let Assessment { key, state } = assess(plan, store, root)?.swap_remove(index);
+        let Assessment { key, state } =
+            assess(plan, store, root, &Selection::default())?.swap_remove(index);
         let (state, reason) = match &state {
-            StageState::Cached(_) => ("cached", None),
+            StageState::Cached(_) | StageState::Pinned { .. } => ("cached", None),
             // What differs is said with both values.
             StageState::ToRun(Reason::Differs { .. }) => ("to-run", None),
-            StageState::ToRun(reason) => ("to-run", Some(explain(reason))),
+            StageState::ToRun(reason) | StageState::NotSelected(reason) => {
+                ("to-run", Some(explain(reason)))
+            }
         };
         let material = key.as_ref().map(|key| key.material.clone());
         let inputs = inputs_of(material.as_ref(), |port, place, _| {
@@ -139,31 +143,33 @@ impl Answer {
         })
     }
 
-    fn of_latest_run(store: &Store, name: &str) -> anyhow::Result<Self> {
-        let runs = store.runs()?;
-        let latest = runs
-            .last()
-            .ok_or_else(|| wrong("this store has no runs yet"))?;
-        let record = latest.stages.iter().find(|record| record.stage == name);
-        let record = record.ok_or_else(|| {
+    /// `stage` of the latest run, or `stage@run`.
+    fn of_run(store: &Store, text: &str) -> anyhow::Result<Self> {
+        let read = Runs::open(store)?;
+        let (name, run) = match text.rsplit_once('@') {
+            Some((name, word)) => (name, read.run(word)?),
+            None => (text, read.latest()?),
+        };
+        let record = record_of(run, name).ok_or_else(|| {
             wrong(format!(
-                "the latest run, {}, has no record of a stage `{name}`; its stages are {}",
-                latest.started.run,
-                latest.started.stages.join(", ")
+                "run {} has no record of a stage `{name}`; its stages are {}",
+                run.started.run,
+                names(run)
             ))
         })?;
+        let runs = store.runs()?;
         let material = match &record.key {
             Some(key) => store.find_manifest(key)?.map(|manifest| manifest.material),
             None => None,
         };
-        let inputs = inputs_of(material.as_ref(), |_, _, digest| makers(latest, digest));
+        let inputs = inputs_of(material.as_ref(), |_, _, digest| makers(run, digest));
         Ok(Self {
             stage: record.stage.clone(),
             kind: record.kind.clone(),
-            pipeline: latest.started.pipeline.clone(),
+            pipeline: run.started.pipeline.clone(),
             state: record.status.as_str(),
             reason: reason(record, material.is_some()),
-            run: Some(latest.started.run.clone()),
+            run: Some(run.started.run.clone()),
             made_by: record.key.as_deref().and_then(|key| made_by(&runs, key)),
             key: record.key.clone(),
             material,
@@ -204,11 +210,7 @@ impl Answer {
             candidates.max_by(|left, right| left.created.cmp(&right.created))
         };
         Ok(same_stage.or_else(latest).map(|manifest| Earlier {
-            difference: first_difference(&manifest.material, material).map(|field| Difference {
-                before: value_at(&manifest.material, &field).cloned(),
-                now: value_at(material, &field).cloned(),
-                field,
-            }),
+            difference: Difference::between(&manifest.material, material),
             manifest: (*manifest).clone(),
         }))
     }
@@ -279,8 +281,8 @@ impl Answer {
         println!("earlier   {} of {}", manifest.key.short(), manifest.created);
         if let Some(difference) = &earlier.difference {
             println!("differs   {}", difference.field);
-            println!("  before  {}", shown(difference.before.as_ref()));
-            println!("  now     {}", shown(difference.now.as_ref()));
+            let [before, now] = difference.values();
+            println!("  before  {before}\n  now     {now}");
         }
     }
 }
@@ -340,34 +342,4 @@ fn made_by(runs: &[Run], key: &str) -> Option<String> {
     runs.iter()
         .find(is_maker)
         .map(|run| run.started.run.clone())
-}
-
-/// The value at a dotted path. A name with dots in it is one step.
-fn value_at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
-    if path.is_empty() {
-        return Some(value);
-    }
-    match value {
-        Value::Object(fields) => {
-            fields
-                .iter()
-                .find_map(|(name, value)| match path.strip_prefix(name.as_str())? {
-                    "" => Some(value),
-                    rest => value_at(value, rest.strip_prefix('.')?),
-                })
-        }
-        Value::Array(values) => {
-            let (index, rest) = path.split_once('.').unwrap_or((path, ""));
-            value_at(values.get(index.parse::<usize>().ok()?)?, rest)
-        }
-        _ => None,
-    }
-}
-
-fn shown(value: Option<&Value>) -> String {
-    match value {
-        Some(Value::String(text)) => brief(text, VALUE_WIDTH),
-        Some(value) => brief(&value.to_string(), VALUE_WIDTH),
-        None => "(not there)".to_owned(),
-    }
 }

@@ -42,6 +42,12 @@ impl fmt::Display for Digest {
     }
 }
 
+/// Digest of some rows in their order, as hexadecimal digits. It composes: that of two tables one after the other follows from
+/// those of the two, so the digest of a dataset does not depend on where its parts begin. `engine-store` computes it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RowsDigest(pub String);
+
 /// A Parquet file of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +58,8 @@ pub struct PartRef {
     pub rows: u64,
     /// Size of the file in bytes.
     pub bytes: u64,
+    /// Digest of its rows.
+    pub digest: RowsDigest,
 }
 
 /// A table: rows in order, split into parts.

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::artifact::Artifact;
 use crate::error::{Fault, OperatorError};
 use crate::event::StageEvent;
+use crate::map::MapOperator;
 use crate::policy::ModelBackend;
 use crate::types::{PortTypes, Ports};
 
@@ -41,6 +42,17 @@ pub struct External {
     pub pointer: String,
     /// The path as written; relative paths start at the project folder.
     pub path: PathBuf,
+    /// What of it counts.
+    pub content: ExternalContent,
+}
+
+/// What of an external file or folder enters the stage key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExternalContent {
+    /// Names and bytes of the files.
+    Bytes,
+    /// The logical rows of the Parquet files: compression, row groups and names of files do not count.
+    Rows,
 }
 
 /// What the user wrote for one stage, typed.
@@ -65,11 +77,27 @@ pub trait OperatorConfig: Debug + Send + Sync {
         missing_externals(root, &self.externals())
     }
 
-    /// Runs the stage once: reads input ports, writes every output port.
+    /// The configuration as it enters the stage key. `canonical` is the configuration as JSON with sorted keys; `inputs` are
+    /// the types that the planner found. An operator that can be spelled in several ways returns one spelling.
+    fn key_config(&self, canonical: &serde_json::Value, _inputs: &PortTypes) -> serde_json::Value {
+        canonical.clone()
+    }
+
+    /// The operator as one that the engine runs part by part: every operator of [`Family::Map`].
+    fn as_map(&self) -> Option<&dyn MapOperator> {
+        None
+    }
+
+    /// Runs the stage once: reads input ports, writes every output port. Map operators have [`Self::as_map`] instead.
     ///
     /// # Errors
     /// When data, a file, the model or the store fails; the stage then commits nothing.
-    fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError>;
+    fn run(&self, context: &StageContext<'_>, _io: &mut dyn StageIo) -> Result<(), OperatorError> {
+        Err(OperatorError::Internal(format!(
+            "stage `{}` has an operator that neither runs as a whole nor by parts",
+            context.stage
+        )))
+    }
 }
 
 /// What registration needs to know about a configuration type.
@@ -120,8 +148,8 @@ impl StageContext<'_> {
 /// Record batches of a port, in order.
 pub type BatchReader = Box<dyn Iterator<Item = Result<RecordBatch, OperatorError>> + Send>;
 
-/// The only doors of a running stage: input and output ports, media, a scratch folder, events.
-pub trait StageIo {
+/// What a running stage can see: input ports, media, a scratch folder, events. Shared by all threads of a stage.
+pub trait StageView: Sync {
     /// The artifacts of an input port, in order; empty for an optional port that is not connected.
     fn inputs(&self, port: &str) -> &[Artifact];
 
@@ -146,23 +174,11 @@ pub trait StageIo {
     /// When the port is not connected, is no model, or the store fails.
     fn model_folder(&self, port: &str) -> Result<PathBuf, OperatorError>;
 
-    /// Appends rows to an output port. All batches of a port have one schema.
-    ///
-    /// # Errors
-    /// When the schema is not the declared one or the store fails.
-    fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError>;
-
-    /// Sets the model of an output port from a local folder, whose files are copied.
-    ///
-    /// # Errors
-    /// When the folder cannot be read or the store fails.
-    fn write_model(&mut self, port: &str, folder: &Path) -> Result<(), OperatorError>;
-
     /// Stores an image (or other media) and returns its digest.
     ///
     /// # Errors
     /// When the store fails.
-    fn put_media(&mut self, bytes: &[u8]) -> Result<String, OperatorError>;
+    fn put_media(&self, bytes: &[u8]) -> Result<String, OperatorError>;
 
     /// The bytes of a stored image.
     ///
@@ -178,6 +194,53 @@ pub trait StageIo {
 
     /// Whether the run was asked to stop; long loops ask often and return [`OperatorError::Interrupted`].
     fn is_cancelled(&self) -> bool;
+}
+
+/// The only doors of a stage that runs as a whole: what it can see, output ports, checkpoints.
+pub trait StageIo: StageView {
+    /// Appends rows to an output port. All batches of a port have one schema.
+    ///
+    /// # Errors
+    /// When the schema is not the declared one or the store fails.
+    fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError>;
+
+    /// Sets the model of an output port from a local folder, whose files are copied.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or the store fails.
+    fn write_model(&mut self, port: &str, folder: &Path) -> Result<(), OperatorError>;
+
+    /// The latest checkpoint of this very stage, from an earlier run that did not come to its end. The rows that were
+    /// written until then are on the output ports again, so it is asked for before anything is written.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn resume(&mut self) -> Result<Option<Checkpoint>, OperatorError>;
+
+    /// Whether the last checkpoint is long enough ago that another one is worth its time.
+    fn wants_checkpoint(&self) -> bool;
+
+    /// Commits where the stage is: the rows written so far, the files of a folder, and a value of the operator's own.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or the store fails.
+    fn checkpoint(
+        &mut self,
+        step: u64,
+        folder: &Path,
+        state: serde_json::Value,
+    ) -> Result<(), OperatorError>;
+}
+
+/// Where a stage was when it was broken off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Steps done.
+    pub step: u64,
+    /// A local folder with the files that were given. Read-only.
+    pub folder: PathBuf,
+    /// The operator's own value.
+    pub state: serde_json::Value,
 }
 
 /// A fault for each external path that does not exist.

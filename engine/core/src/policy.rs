@@ -66,6 +66,10 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Sequences decoded together; bounds the memory of the key-value cache.
     pub max_concurrent: usize,
+    /// Sizes of runs of requests that are decoded apart where results are exact: the completions of a run are then the same
+    /// to the last bit whichever other runs are asked for. All runs have the same prompts in the same order. Empty: the
+    /// requests are one run.
+    pub apart: Vec<usize>,
 }
 
 /// Why a completion ended.
@@ -245,6 +249,16 @@ pub trait Policy: Send {
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
 
+    /// Whether [`Policy::generate`] can continue a prompt by this many tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] when the prompt does not fit the model (context length, image placeholders).
+    fn check_prompt(
+        &self,
+        prompt: &TokenizedPrompt,
+        max_new_tokens: usize,
+    ) -> Result<(), ModelError>;
+
     /// Samples one completion per request, in the order of the requests. `progress` is called about once per
     /// decoding step and may break off, which gives [`ModelError::Interrupted`].
     ///
@@ -285,4 +299,18 @@ pub trait Policy: Send {
     /// # Errors
     /// When the folder cannot be written.
     fn save(&self, folder: &Path) -> Result<(), ModelError>;
+
+    /// Writes everything that training goes on from: weights as the optimizer holds them, its moments, its count of steps.
+    /// Gradients are not part of it: it is called between two optimizer steps.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or the model was not loaded for training.
+    fn save_state(&self, folder: &Path) -> Result<(), ModelError>;
+
+    /// Takes up the state that [`Policy::save_state`] wrote for a model of the same configuration. Training then goes on as
+    /// if it had never stopped, bit for bit on the CPU.
+    ///
+    /// # Errors
+    /// When a file or tensor is missing, extra or misshaped; the message names it.
+    fn load_state(&mut self, folder: &Path) -> Result<(), ModelError>;
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use engine_core::operator::Family;
+use engine_core::seed::derive;
 use engine_core::{Fault, OperatorConfig, OperatorEntry, Ports, Registry};
-use schemas::pipeline::{self, ENVELOPE, Reading, StageEntry, Word};
-use schemas::problem::{hint, nearest};
+use schemas::pipeline::{self, ENVELOPE, Pipeline, PlainStage, Reading, StageEntry, Word};
+use schemas::problem::{drop_known, hint, nearest};
 use schemas::yaml::Document;
 use schemas::{Problem, Span};
 
 use crate::graph;
-use crate::plan::{Plan, Stage};
+use crate::plan::{Plan, Source, Stage};
 use crate::wiring::Wiring;
 
 /// A stage with what is known of it so far.
@@ -38,19 +40,24 @@ pub fn plan(document: &Document, registry: &Registry) -> Result<Plan, Vec<Proble
         document,
         mut problems,
     } = pipeline::read(document);
-    let drafts: Vec<Draft<'_>> = pipeline
-        .stages
-        .iter()
-        .map(|entry| Draft {
-            entry,
-            operator: operator(entry, &document, registry, &mut problems),
-        })
-        .collect();
+    let mut drafts: Vec<Draft<'_>> = Vec::with_capacity(pipeline.stages.len());
+    for entry in &pipeline.stages {
+        let before = problems.len();
+        let operator = operator(entry, &document, registry, &mut problems);
+        if entry.is_copy {
+            drop_known(&mut problems, before);
+        }
+        drafts.push(Draft { entry, operator });
+    }
     let order = graph::order(&drafts, &mut problems);
 
     let mut wiring = Wiring::new(&drafts, &order, &document);
     for index in &order {
+        let before = problems.len();
         wiring.connect(*index, &mut problems);
+        if drafts[*index].entry.is_copy {
+            drop_known(&mut problems, before);
+        }
     }
     let wired = wiring.finish();
     if !problems.is_empty() {
@@ -63,7 +70,7 @@ pub fn plan(document: &Document, registry: &Registry) -> Result<Plan, Vec<Proble
         let operator = operator
             .as_ref()
             .expect("a stage without operator is a problem");
-        let (inputs, outputs) = wired.expect("a stage that could not be typed is a problem");
+        let wired = wired.expect("a stage that could not be typed is a problem");
         Stage {
             name: entry.name.clone(),
             kind: operator.entry.kind,
@@ -71,21 +78,66 @@ pub fn plan(document: &Document, registry: &Registry) -> Result<Plan, Vec<Proble
             family: operator.entry.family,
             placement: operator.entry.placement,
             uses_seed: operator.entry.uses_seed,
-            seed: entry.seed.unwrap_or(pipeline.seed),
+            seed: match entry.seed {
+                Some(seed) => seed,
+                None if operator.entry.uses_seed => round_seed(pipeline.seed, &entry.rounds),
+                None => pipeline.seed,
+            },
             externals: operator.config.externals(),
             config: Arc::clone(&operator.config),
             canonical: operator.canonical.clone(),
-            inputs,
-            outputs,
+            key_config: wired.key_config,
+            inputs: wired.inputs,
+            quarantine: entry.quarantine,
+            outputs: wired.outputs,
             span: entry.span,
         }
     });
+    let stages: Vec<Stage> = stages.collect();
     Ok(Plan {
-        stages: stages.collect(),
+        resolved: resolved(&pipeline, &document, &stages),
+        stages,
         name: pipeline.name.clone(),
         seed: pipeline.seed,
         text: document.text.clone(),
+        document: Arc::new(document),
     })
+}
+
+/// The seed of a stage in some round of a loop, where it sets none: another one in each round, so that rounds draw
+/// differently. The first round is as if there were no loop.
+fn round_seed(seed: u64, rounds: &[u32]) -> u64 {
+    let mut seed = seed;
+    for (level, round) in rounds.iter().enumerate().filter(|(_, round)| **round > 1) {
+        // Short enough to be read and copied.
+        seed = derive(seed, &format!("round {round} of loop {level}")) >> 32;
+    }
+    seed
+}
+
+fn resolved(pipeline: &Pipeline, document: &Document, stages: &[Stage]) -> String {
+    let source = |source: &Source| {
+        let producer = &stages[source.stage];
+        match producer.outputs.first() {
+            Some((first, _)) if *first == source.port => producer.name.clone(),
+            _ => format!("{}.{}", producer.name, source.port),
+        }
+    };
+    let plain: Vec<PlainStage<'_>> = stages
+        .iter()
+        .map(|stage| PlainStage {
+            name: &stage.name,
+            kind: stage.kind,
+            inputs: stage
+                .inputs
+                .iter()
+                .map(|(port, sources)| (port.as_str(), sources.iter().map(source).collect()))
+                .collect(),
+            seed: (stage.uses_seed && stage.seed != pipeline.seed).then_some(stage.seed),
+            quarantine: stage.quarantine,
+        })
+        .collect();
+    pipeline::resolved(document, &pipeline.name, pipeline.seed, &plain)
 }
 
 /// A fault of a stage's configuration as a problem at its place.
@@ -142,6 +194,25 @@ fn operator<'a>(
             .with_help("remove it"),
         );
     }
+    if let Some(budget) = &entry.quarantine_span
+        && found.family != Family::Map
+    {
+        problems.push(
+            Problem::new(
+                "wrong-key",
+                format!(
+                    "`{}` does not work row by row, so it has no rows to put in quarantine",
+                    found.kind
+                ),
+                *budget,
+            )
+            .with_label("not for this operator")
+            .with_help(format!(
+                "remove it; operators with a quarantine: {}",
+                listed_maps(registry)
+            )),
+        );
+    }
     match (found.parse)(document, &["stages", &entry.name, &word.text]) {
         Ok(parsed) => {
             let config: Arc<dyn OperatorConfig> = parsed.config.into();
@@ -158,6 +229,14 @@ fn operator<'a>(
             None
         }
     }
+}
+
+fn listed_maps(registry: &Registry) -> String {
+    let maps = registry
+        .entries()
+        .filter(|entry| entry.family == Family::Map);
+    let kinds: Vec<&str> = maps.map(|entry| entry.kind).collect();
+    schemas::problem::listed(&kinds)
 }
 
 /// The key that names the operator. With several candidates, the one that is known.

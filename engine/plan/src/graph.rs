@@ -61,7 +61,8 @@ fn build(drafts: &[Draft<'_>], problems: &mut Vec<Problem>) -> Graph {
         .map(|(index, draft)| (draft.entry.name.as_str(), index))
         .collect();
     for (reader, draft) in drafts.iter().enumerate() {
-        for source in draft.entry.inputs.iter().flat_map(|input| &input.sources) {
+        let sources = draft.entry.inputs.iter().flat_map(|input| &input.sources);
+        for source in sources.filter(|source| source.removed.is_none()) {
             match positions.get(source.stage.as_str()) {
                 Some(&producer) => {
                     graph.add_edge(nodes[producer], nodes[reader], source.span);

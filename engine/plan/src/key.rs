@@ -29,15 +29,18 @@ pub fn stage_key(
     externals: &BTreeMap<String, Digest>,
     inputs: &BTreeMap<String, Vec<Digest>>,
 ) -> StageKey {
-    let mut config = stage.canonical.clone();
+    let mut config = stage.key_config.clone();
+    let mut elsewhere = BTreeMap::new();
     for external in &stage.externals {
         let digest = externals
             .get(&external.pointer)
             .expect("every external path was digested before the key is made");
-        let place = config
-            .pointer_mut(&external.pointer)
-            .expect("operators point at a path inside their configuration");
-        *place = Value::String(digest.to_string());
+        match config.pointer_mut(&external.pointer) {
+            Some(place) => *place = Value::String(digest.to_string()),
+            None => {
+                elsewhere.insert(external.pointer.as_str(), digest);
+            }
+        }
     }
     let mut material = json!({
         "config": config,
@@ -45,6 +48,9 @@ pub fn stage_key(
         "kind": stage.kind,
         "version": stage.version,
     });
+    if !elsewhere.is_empty() {
+        material["externals"] = json!(elsewhere);
+    }
     if stage.uses_seed {
         material["seed"] = json!(stage.seed);
     }

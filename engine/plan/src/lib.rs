@@ -12,6 +12,10 @@ mod plan;
 mod wiring;
 
 #[cfg(test)]
+mod compose_tests;
+#[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
@@ -20,3 +24,4 @@ pub use compile::{locate, plan};
 pub use json_schema::json_schema;
 pub use key::{StageKey, first_difference, stage_key};
 pub use plan::{Plan, Source, Stage};
+pub use schemas::pipeline::QuarantineBudget;

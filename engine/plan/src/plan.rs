@@ -6,6 +6,8 @@ use std::sync::Arc;
 use engine_core::operator::Family;
 use engine_core::{External, OperatorConfig, Placement, PortType};
 use schemas::Span;
+use schemas::pipeline::QuarantineBudget;
+use schemas::yaml::Document;
 
 /// A checked pipeline.
 #[derive(Clone, Debug)]
@@ -18,6 +20,11 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// Text of the pipeline file.
     pub text: String,
+    /// The plain DAG as a pipeline file: included files, overlays, parameters, loops and conditions worked in. It plans to
+    /// stages with the same keys.
+    pub resolved: String,
+    /// What `resolved` says, with places in the files that the user wrote.
+    pub document: Arc<Document>,
 }
 
 impl Plan {
@@ -51,10 +58,14 @@ pub struct Stage {
     pub config: Arc<dyn OperatorConfig>,
     /// The configuration as canonical JSON: defaults filled in, parameters substituted, keys sorted.
     pub canonical: serde_json::Value,
+    /// The configuration as it enters the stage key, before digests take the place of paths.
+    pub key_config: serde_json::Value,
     /// Files and folders outside the store that the configuration names.
     pub externals: Vec<External>,
     /// Where each connected input port reads from, in order. Optional ports that are not connected are absent.
     pub inputs: BTreeMap<String, Vec<Source>>,
+    /// How many rows may fail. With a budget there is an output `quarantine`, the last one.
+    pub quarantine: Option<QuarantineBudget>,
     /// Output ports with their types; the first is the default.
     pub outputs: Vec<(String, PortType)>,
     /// Place of the stage's name in the pipeline file.

@@ -9,8 +9,12 @@ use engine_core::{
     External, Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement,
     PortType, PortTypes, Ports, Registry, StageContext, StageIo,
 };
-use schemas::TableName;
+use schemas::pipeline::{SourceText, compose};
+use schemas::yaml::Document;
+use schemas::{Problem, Span, TableName};
 use serde::{Deserialize, Serialize};
+
+use crate::{Plan, plan};
 
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::default();
@@ -109,6 +113,7 @@ impl OperatorConfig for Read {
         vec![External {
             pointer: "/path".to_owned(),
             path: self.path.clone(),
+            content: engine_core::ExternalContent::Bytes,
         }]
     }
 
@@ -256,4 +261,101 @@ kinds! {
     Split, "split", false, "splits prompts";
     Join, "join", false, "joins prompts";
     Keep, "keep", false, "keeps columns";
+}
+
+/// A pipeline of several files. The first is the main one; the others can be included.
+pub(crate) struct Files<'a> {
+    pub(crate) files: &'a [(&'a str, &'a str)],
+    pub(crate) overlays: &'a [&'a str],
+    pub(crate) sets: &'a [&'a str],
+}
+
+impl Files<'_> {
+    fn document(&self) -> Document {
+        let text = |name: &str, text: &str| SourceText {
+            name: name.to_owned(),
+            id: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let overlays = (1..)
+            .zip(self.overlays)
+            .map(|(number, over)| text(&format!("overlay-{number}.yaml"), over));
+        let sets: Vec<String> = self.sets.iter().map(|set| (*set).to_owned()).collect();
+        let mut load = |_: &str, path: &str| {
+            let found = self.files.iter().find(|(name, _)| *name == path);
+            let (name, found) = found.ok_or_else(|| format!("there is no file {path}"))?;
+            Ok(text(name, found))
+        };
+        let (name, main) = self.files[0];
+        compose(text(name, main), overlays.collect(), &sets, &mut load)
+    }
+
+    /// The plan of a pipeline without mistakes.
+    pub(crate) fn plan(&self) -> Plan {
+        plan(&self.document(), &registry())
+            .unwrap_or_else(|problems| panic!("{:#?}", shown(&self.document(), &problems)))
+    }
+
+    /// The stages of the plain pipeline.
+    pub(crate) fn stages(&self) -> String {
+        let resolved = self.plan().resolved;
+        let (_, stages) = resolved.split_once("stages:\n").expect("there are stages");
+        stages.to_owned()
+    }
+
+    /// The problems, as `file:line:column code: message (help)`.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        let document = self.document();
+        shown(
+            &document,
+            &plan(&document, &registry()).expect_err("it is wrong"),
+        )
+    }
+}
+
+/// A pipeline of one file with these parameters and stages.
+pub(crate) fn one(text: &str) -> String {
+    format!("version: 1\nname: test\nseed: 7\n{text}")
+}
+
+/// The stages of the plain pipeline of a text that starts after `seed`.
+pub(crate) fn stages_of(text: &str) -> String {
+    let text = one(text);
+    let files: [(&str, &str); 1] = [("p.yaml", &text)];
+    let files = Files {
+        files: &files,
+        overlays: &[],
+        sets: &[],
+    };
+    files.stages()
+}
+
+/// The problems of a text that starts after `seed`.
+pub(crate) fn problems_of(text: &str) -> Vec<String> {
+    let text = one(text);
+    let files: [(&str, &str); 1] = [("p.yaml", &text)];
+    let files = Files {
+        files: &files,
+        overlays: &[],
+        sets: &[],
+    };
+    files.broken()
+}
+
+fn shown(document: &Document, problems: &[Problem]) -> Vec<String> {
+    let place = |span: Span| {
+        let at = document.locate(span);
+        format!("{}:{}:{}", at.name, at.line, at.column)
+    };
+    let one = |problem: &Problem| {
+        let mut others = String::new();
+        for other in &problem.others {
+            others += &format!(" [{} {}]", place(other.span), other.message);
+        }
+        let help = problem.help.as_deref();
+        let help = help.map(|help| format!(" ({help})")).unwrap_or_default();
+        let (code, message) = (problem.code, &problem.message);
+        format!("{} {code}: {message}{others}{help}", place(problem.span))
+    };
+    problems.iter().map(one).collect()
 }

@@ -170,7 +170,7 @@ fn many_mistakes_are_reported_in_one_go() {
         "10:30 unknown-stage: there is no stage `nobody` (stages here: `prompts`, `base`, `probe`, `bare`, `both`, `extra`, `seeded`)",
         "11:3 missing-operator: stage `bare` has no operator (the operators are `join`, `keep`, `load`, `read`, `sample`, `split`)",
         "12:30 several-operators: stage `both` has 2 operators, and takes one (give each operator a stage of its own)",
-        "13:31 unknown-key: stage `extra` has no key `input` (did you mean `inputs`? keys here: `inputs`, `seed`)",
+        "13:31 unknown-key: stage `extra` has no key `input` (did you mean `inputs`? keys here: `inputs`, `seed`, `quarantine`, `when`, `foreach`)",
         "14:19 unused-seed: `load` draws nothing at random, so its seed has no effect (remove it)",
     ];
     assert_eq!(broken(&text), expected);
@@ -421,5 +421,23 @@ fn the_json_schema_is_strict_and_knows_every_operator() {
         sample["properties"]["samples"]["anyOf"][0]["type"],
         json!("integer")
     );
-    assert_eq!(stage["oneOf"].as_array().map(Vec::len), Some(6));
+    assert_eq!(
+        stage["oneOf"].as_array().map(Vec::len),
+        Some(7),
+        "six operators, or a group"
+    );
+}
+
+#[test]
+fn content_is_in_the_key_even_where_the_path_is_not_in_the_configuration() {
+    let mut plan = planned(GOOD);
+    plan.stages[0].key_config = json!({});
+    let (one, other) = (
+        key(&plan, "prompts"),
+        key_with(&plan, "prompts", "new content"),
+    );
+    assert_eq!(
+        first_difference(&one.material, &other.material).as_deref(),
+        Some("externals./path")
+    );
 }

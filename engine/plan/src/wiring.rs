@@ -13,8 +13,16 @@ use crate::columns;
 use crate::compile::{Draft, Operator, locate};
 use crate::plan::Source;
 
-/// Inputs and outputs of a stage whose types are known.
-pub(crate) type Wired = (BTreeMap<String, Vec<Source>>, Vec<(String, PortType)>);
+/// A stage whose types are known.
+pub(crate) struct Wired {
+    pub(crate) inputs: BTreeMap<String, Vec<Source>>,
+    pub(crate) outputs: Vec<(String, PortType)>,
+    /// The configuration as it enters the key.
+    pub(crate) key_config: serde_json::Value,
+}
+
+/// The output of rows that failed.
+const QUARANTINE: &str = "quarantine";
 
 /// Types every stage, in an order in which producers come first.
 pub(crate) struct Wiring<'a> {
@@ -88,7 +96,18 @@ impl<'a> Wiring<'a> {
             return None;
         }
         match operator.config.output_types(&types) {
-            Ok(outputs) => Some((inputs, in_port_order(operator, outputs))),
+            Ok(outputs) => {
+                let mut outputs = in_port_order(operator, outputs);
+                if draft.entry.quarantine.is_some() {
+                    let rows = PortType::table(TableName::Quarantine);
+                    outputs.push((QUARANTINE.to_owned(), rows));
+                }
+                Some(Wired {
+                    inputs,
+                    outputs,
+                    key_config: operator.config.key_config(&operator.canonical, &types),
+                })
+            }
             Err(faults) => {
                 problems.extend(faults.into_iter().map(|fault| {
                     locate(self.document, &draft.entry.name, operator.entry.kind, fault)
@@ -155,10 +174,21 @@ impl<'a> Wiring<'a> {
             problems.push(problem);
             return None;
         }
+        let (removed, left): (Vec<&SourceEntry>, Vec<&SourceEntry>) = input
+            .sources
+            .iter()
+            .partition(|source| source.removed.is_some());
+        if let Some(source) = removed.first()
+            && !port.optional
+            && (left.is_empty() || !port.many)
+        {
+            problems.push(removed_input(draft, port, source));
+            return None;
+        }
         let mut sources = Vec::new();
         let mut types = Vec::new();
         let mut is_right = true;
-        for source in &input.sources {
+        for source in left {
             match self.source(draft, port, source, problems) {
                 Some((source, port_type)) => {
                     sources.push(source);
@@ -181,11 +211,13 @@ impl<'a> Wiring<'a> {
         let position = *self.positions.get(source.stage.as_str())?;
         let producer = &self.drafts[self.order[position]];
         let operator = producer.operator.as_ref()?;
+        let has_quarantine = producer.entry.quarantine_span.is_some();
         let outputs: Vec<&str> = operator
             .ports
             .outputs
             .iter()
             .map(|port| port.name.as_str())
+            .chain(has_quarantine.then_some(QUARANTINE))
             .collect();
         let name = source.port.as_deref().or(outputs.first().copied());
         let Some(name) = name.filter(|name| outputs.contains(name)) else {
@@ -205,8 +237,8 @@ impl<'a> Wiring<'a> {
             );
             return None;
         };
-        let (_, types) = self.wired.get(position)?.as_ref()?;
-        let (_, port_type) = types.iter().find(|(port, _)| port == name)?;
+        let wired = self.wired.get(position)?.as_ref()?;
+        let (_, port_type) = wired.outputs.iter().find(|(port, _)| port == name)?;
         let edge = columns::Edge {
             reader: &draft.entry.name,
             port,
@@ -227,6 +259,22 @@ impl<'a> Wiring<'a> {
             )
         })
     }
+}
+
+/// A condition took away what a port needs.
+fn removed_input(draft: &Draft<'_>, port: &InputPort, source: &SourceEntry) -> Problem {
+    let all = if port.many { "everything" } else { "the stage" };
+    let message = format!(
+        "{all} that the input `{}` of stage `{}` reads was removed by `when`",
+        port.name, draft.entry.name
+    );
+    let mut problem = Problem::new("removed-input", message, source.span)
+        .with_label(format!("`{}` is not there", source.stage))
+        .with_help("give this stage the same `when`, or let it read something else");
+    if let Some(when) = source.removed {
+        problem = problem.with_other(when, "this condition does not hold");
+    }
+    problem
 }
 
 fn report_missing(draft: &Draft<'_>, operator: &Operator<'_>, problems: &mut Vec<Problem>) -> bool {

@@ -4,6 +4,8 @@ use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use engine_core::OperatorError;
 
+use crate::session::MEMORY_VARIABLE;
+
 /// Why a query gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
@@ -53,6 +55,12 @@ fn shortened(error: &DataFusionError) -> String {
             "no column `{}`; columns are {}",
             field.name,
             names.join(", ")
+        );
+    }
+    if let DataFusionError::ResourcesExhausted(_) = root {
+        return format!(
+            "it needs more memory than a query may have; select fewer columns, join fewer rows, or set {MEMORY_VARIABLE} to \
+             a larger number of MiB"
         );
     }
     let text = root.strip_backtrace();

@@ -1,6 +1,6 @@
 //! DataFusion over the store: the adapter that query operators run on, and the tables of `metis-flow sql`.
 //!
-//! Knows URLs of Parquet files and the run records, not the store that they lie in.
+//! Knows URLs of Parquet files and the run records. Reads through the stores that the process has open, and writes to none.
 
 mod catalog;
 mod conform;

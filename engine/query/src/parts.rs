@@ -14,8 +14,14 @@ use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, Pa
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::Expr;
+use datafusion::object_store::path::Path;
+use datafusion::object_store::{ObjectMeta, ObjectStoreExt as _};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+
+/// Files that are looked up at once.
+const LOOKS_AT_ONCE: usize = 32;
 
 /// Parquet files that together are one table, all in one object store.
 #[derive(Debug)]
@@ -24,6 +30,7 @@ pub(crate) struct PartsTable {
     store: ObjectStoreUrl,
     files: Vec<PartitionedFile>,
     keeps_order: bool,
+    rows: usize,
 }
 
 impl PartsTable {
@@ -34,21 +41,30 @@ impl PartsTable {
         keeps_order: bool,
     ) -> Result<Self> {
         let mut store_url = ObjectStoreUrl::local_filesystem();
-        let mut objects = Vec::with_capacity(urls.len());
+        let mut paths = Vec::with_capacity(urls.len());
         for url in urls {
-            let url = ListingTableUrl::parse(url)?;
-            store_url = url.object_store();
-            let store = context.runtime_env().object_store(&store_url)?;
-            objects.push(
-                datafusion::object_store::ObjectStoreExt::head(store.as_ref(), url.prefix())
-                    .await?,
-            );
+            let path;
+            (store_url, path) = find(context, url)?;
+            paths.push(path);
         }
         let store = context.runtime_env().object_store(&store_url)?;
-        let format = ParquetFormat::default().with_force_view_types(false);
-        let schema = format
-            .infer_schema(&context.state(), &store, &objects)
+        let looks = paths.into_iter().map(|path| {
+            let store = Arc::clone(&store);
+            async move { store.head(&path).await }
+        });
+        let objects: Vec<ObjectMeta> = stream::iter(looks)
+            .buffered(LOOKS_AT_ONCE)
+            .try_collect()
             .await?;
+        let format = ParquetFormat::default().with_force_view_types(false);
+        let state = context.state();
+        let schema = format.infer_schema(&state, &store, &objects).await?;
+        // The footers are in memory now.
+        let mut rows = 0;
+        for object in &objects {
+            let statistics = format.infer_stats(&state, &store, Arc::clone(&schema), object);
+            rows += statistics.await?.num_rows.get_value().unwrap_or(&0);
+        }
         let files = objects
             .into_iter()
             .map(PartitionedFile::new_from_meta)
@@ -58,8 +74,31 @@ impl PartsTable {
             store: store_url,
             files,
             keeps_order,
+            rows,
         })
     }
+
+    /// Rows in all files.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// The store and the path of a file. Files of a store that this process has open are read through it, whatever its kind;
+/// other files lie on the local disk.
+fn find(context: &SessionContext, url: &str) -> Result<(ObjectStoreUrl, Path)> {
+    // What is on the local disk is read from there, without another layer.
+    if !url.starts_with("file://")
+        && let Some(found) = engine_store::objects_of(url)
+    {
+        // The name of a store may hold what no host does, so that it stands here by its digest.
+        let name = engine_core::Digest::of(found.store.as_bytes());
+        let store = ObjectStoreUrl::parse(format!("store://{}", name.short()))?;
+        context.register_object_store(store.as_ref(), found.objects);
+        return Ok((store, Path::parse(found.path)?));
+    }
+    let url = ListingTableUrl::parse(url)?;
+    Ok((url.object_store(), url.prefix().clone()))
 }
 
 #[async_trait]

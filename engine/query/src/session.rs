@@ -1,6 +1,7 @@
 //! Runs queries over input ports from synchronous code, and writes their rows to an output port.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -8,6 +9,9 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::MemTable;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use engine_core::{OperatorError, StageIo};
@@ -20,6 +24,16 @@ use crate::parts::PartsTable;
 
 /// Batches that may wait between the query and whoever takes its rows.
 const BATCHES_IN_FLIGHT: usize = 4;
+
+/// What a query may hold in memory; sorting and grouping put the rest on the disk.
+const MEMORY_MIB: usize = 768;
+/// What each thread needs at least to get on.
+const THREAD_MIB: usize = 64;
+/// A join whose tables have more rows sorts them, which can be done on the disk, where a hash table cannot. Goes by rows and
+/// not by bytes, so that the order of the result does not depend on how the files are written.
+const HASH_JOIN_ROWS: usize = 2_000_000;
+/// Environment variable that says how many MiB a query may hold in memory.
+pub(crate) const MEMORY_VARIABLE: &str = "METIS_FLOW_QUERY_MIB";
 
 /// What a session promises of the order of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,19 +53,44 @@ pub struct QuerySession {
 }
 
 impl QuerySession {
-    /// A session without tables.
+    /// A session without tables, for small data or plans.
     ///
     /// # Errors
     /// When the system gives no threads.
     pub fn new(order: Order) -> Result<Self, QueryError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if order == Order::Any { cores } else { 1 };
+        Self::build(
+            order,
+            DiskManagerMode::OsTmpDirectory,
+            memory_bytes(threads(order)),
+        )
+    }
+
+    /// A session without tables that puts into this folder what has no room in memory.
+    ///
+    /// # Errors
+    /// When the system gives no threads or the folder cannot be written.
+    pub fn with_scratch(order: Order, scratch: &Path) -> Result<Self, QueryError> {
+        Self::build(
+            order,
+            DiskManagerMode::Directories(vec![scratch.to_owned()]),
+            memory_bytes(threads(order)),
+        )
+    }
+
+    fn build(order: Order, spill: DiskManagerMode, memory: usize) -> Result<Self, QueryError> {
+        let threads = threads(order);
         let mut config = SessionConfig::new()
             .with_target_partitions(threads)
             .with_information_schema(false);
         let options = config.options_mut();
         options.sql_parser.map_string_types_to_utf8view = false;
         options.execution.parquet.schema_force_view_types = false;
+        let pool = FairSpillPool::new(memory);
+        let environment = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(pool))
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
+            .build_arc()
+            .map_err(|error| QueryError::run(&error))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("query")
@@ -59,7 +98,7 @@ impl QuerySession {
             .build()
             .map_err(|error| QueryError::Run(format!("cannot start query threads: {error}")))?;
         Ok(Self {
-            context: SessionContext::new_with_config(config),
+            context: SessionContext::new_with_config_rt(config, environment),
             order,
             runtime: Some(runtime),
         })
@@ -86,6 +125,12 @@ impl QuerySession {
                 .await
                 .map_err(|error| QueryError::run(&error))
         })?;
+        if table.rows() > HASH_JOIN_ROWS {
+            let state = self.context.state_ref();
+            let mut state = state.write();
+            let options = state.config_mut().options_mut();
+            options.optimizer.prefer_hash_join = false;
+        }
         self.register(name, Arc::new(table))
     }
 
@@ -126,6 +171,18 @@ impl QuerySession {
         let name = datafusion::common::TableReference::bare(name);
         self.context
             .register_table(name, table)
+            .map_err(|error| QueryError::query(&error))?;
+        Ok(())
+    }
+
+    /// Takes a table away, if it is there.
+    ///
+    /// # Errors
+    /// When the catalog refuses.
+    pub fn deregister(&self, name: &str) -> Result<(), QueryError> {
+        let name = datafusion::common::TableReference::bare(name);
+        self.context
+            .deregister_table(name)
             .map_err(|error| QueryError::query(&error))?;
         Ok(())
     }
@@ -260,6 +317,24 @@ impl QuerySession {
             .as_ref()
             .expect("the runtime is there until the session is dropped")
     }
+}
+
+fn threads(order: Order) -> usize {
+    match order {
+        Order::Any => std::thread::available_parallelism().map_or(1, usize::from),
+        Order::Repeatable => 1,
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how much memory a query may use changes no result"
+)]
+fn memory_bytes(threads: usize) -> usize {
+    let asked = std::env::var(MEMORY_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    asked.unwrap_or(MEMORY_MIB.max(threads * THREAD_MIB)) << 20
 }
 
 /// The error of a query that panicked.

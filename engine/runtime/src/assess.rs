@@ -1,15 +1,19 @@
 //! What a run would do, without running anything.
 
-use engine_core::Artifact;
-use engine_plan::{Plan, Stage, StageKey, first_difference};
-use engine_store::{Lookup, Manifest, Run, Store, StoreError};
 use std::path::Path;
 
+use engine_core::Artifact;
+use engine_plan::{Plan, Stage, StageKey, first_difference};
+use engine_store::{Generations, Lookup, Manifest, Run, Store, StoreError};
+
+use crate::execute::Selection;
 use crate::failure::RunError;
-use crate::keys::{KeyMaker, Outputs, inputs_of};
+use crate::keys::{Inputs, KeyMaker, Outputs, inputs_of, unusable};
 
 /// Earlier manifests that are looked at to explain a missed cache.
 const MANIFESTS: usize = 200;
+/// Earlier runs that are looked at to explain a missed cache.
+const RUNS: usize = 100;
 
 /// What a run would do with one stage.
 #[derive(Clone, Debug)]
@@ -25,8 +29,17 @@ pub struct Assessment {
 pub enum StageState {
     /// Its result is in the store.
     Cached(Box<Manifest>),
+    /// The result of this run is taken, whatever the key.
+    Pinned {
+        /// The run.
+        run: String,
+        /// What the stage made then.
+        manifest: Box<Manifest>,
+    },
     /// It would run.
     ToRun(Reason),
+    /// It has no result and was not chosen to run.
+    NotSelected(Reason),
 }
 
 /// Why a stage would run.
@@ -54,53 +67,128 @@ pub enum Reason {
         /// What is wrong with it.
         reason: String,
     },
+    /// Its result is in the store, and it was chosen to run for all that.
+    Forced,
+    /// Its result is in the store; the rows in its quarantine are to be tried again.
+    Replay {
+        /// How many these are.
+        rows: u64,
+    },
+    /// Its result is in the store and does not fit the stage's quarantine.
+    Quarantine {
+        /// In what way.
+        reason: String,
+    },
 }
 
 /// Looks up every stage of a plan.
 ///
 /// # Errors
 /// When the store fails.
-pub fn assess(plan: &Plan, store: &Store, root: &Path) -> Result<Vec<Assessment>, RunError> {
-    let mut keys = KeyMaker::new(root);
-    let mut outputs: Vec<Option<Outputs>> = vec![None; plan.stages.len()];
-    let mut history = History {
+pub fn assess(
+    plan: &Plan,
+    store: &Store,
+    root: &Path,
+    selection: &Selection,
+) -> Result<Vec<Assessment>, RunError> {
+    let mut assessor = Assessor {
         store,
-        pipeline: &plan.name,
-        loaded: None,
+        selection,
+        keys: KeyMaker::new(root),
+        generations: store.generations()?,
+        history: History {
+            store,
+            pipeline: &plan.name,
+            loaded: None,
+        },
     };
+    let mut outputs: Vec<Option<Outputs>> = vec![None; plan.stages.len()];
     let mut assessments = Vec::new();
     for (index, stage) in plan.stages.iter().enumerate() {
-        let (key, state) = match inputs_of(stage, &outputs) {
-            None => (
-                None,
-                StageState::ToRun(Reason::InputNotMade {
-                    stage: missing_input(plan, stage, &outputs),
-                }),
-            ),
-            Some(inputs) => match keys.key(stage, &inputs) {
-                Err(error @ StoreError::File { .. }) => (
-                    None,
-                    StageState::ToRun(Reason::Unreadable {
-                        reason: error.to_string(),
-                    }),
+        let assessment = match (selection.pins.get(&index), inputs_of(stage, &outputs)) {
+            (Some(pin), _) => Assessment {
+                key: None,
+                state: StageState::Pinned {
+                    run: pin.run.clone(),
+                    manifest: Box::new(pin.manifest.clone()),
+                },
+            },
+            (None, Some(inputs)) => assessor.stage(index, stage, &inputs)?,
+            (None, None) => Assessment {
+                key: None,
+                state: assessor.to_run(
+                    index,
+                    Reason::InputNotMade {
+                        stage: missing_input(plan, stage, &outputs),
+                    },
                 ),
-                Err(error) => return Err(error.into()),
-                Ok(key) => {
-                    let state = match store.lookup(&key.digest)? {
-                        Lookup::Hit(manifest) => StageState::Cached(manifest),
-                        Lookup::Broken(reason) => StageState::ToRun(Reason::Broken { reason }),
-                        Lookup::Miss => StageState::ToRun(history.explain(stage, &key)?),
-                    };
-                    (Some(key), state)
-                }
             },
         };
-        if let StageState::Cached(manifest) = &state {
-            outputs[index] = Some(manifest.outputs.clone());
-        }
-        assessments.push(Assessment { key, state });
+        outputs[index] = assessment.state.outputs().cloned();
+        assessments.push(assessment);
     }
     Ok(assessments)
+}
+
+/// Looks up one stage after the other.
+struct Assessor<'a> {
+    store: &'a Store,
+    selection: &'a Selection,
+    keys: KeyMaker,
+    generations: Generations,
+    history: History<'a>,
+}
+
+impl Assessor<'_> {
+    fn stage(
+        &mut self,
+        index: usize,
+        stage: &Stage,
+        inputs: &Inputs,
+    ) -> Result<Assessment, RunError> {
+        let key = match self.keys.key(stage, inputs) {
+            Ok(key) => key,
+            Err(error @ StoreError::File { .. }) => {
+                let reason = Reason::Unreadable {
+                    reason: error.to_string(),
+                };
+                return Ok(Assessment {
+                    key: None,
+                    state: self.to_run(index, reason),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let reason = match self.store.lookup_latest(&key.digest, &self.generations)? {
+            Lookup::Hit(manifest) => match (unusable(stage, &manifest, inputs), self.selection) {
+                (Some(reason), _) => Reason::Quarantine { reason },
+                (None, selection) if !selection.must_run(index) => {
+                    return Ok(Assessment {
+                        key: Some(key),
+                        state: StageState::Cached(manifest),
+                    });
+                }
+                (None, selection) if selection.force.contains(&index) => Reason::Forced,
+                (None, _) => Reason::Replay {
+                    rows: manifest.quarantined,
+                },
+            },
+            Lookup::Broken(reason) => Reason::Broken { reason },
+            Lookup::Miss => self.history.explain(stage, &key)?,
+        };
+        Ok(Assessment {
+            key: Some(key),
+            state: self.to_run(index, reason),
+        })
+    }
+
+    fn to_run(&self, index: usize, reason: Reason) -> StageState {
+        if self.selection.may_run(index) {
+            StageState::ToRun(reason)
+        } else {
+            StageState::NotSelected(reason)
+        }
+    }
 }
 
 fn missing_input(plan: &Plan, stage: &Stage, outputs: &[Option<Outputs>]) -> String {
@@ -123,12 +211,14 @@ impl History<'_> {
     /// Compares a key with that of the latest result of the same stage, else of the same operator.
     fn explain(&mut self, stage: &Stage, key: &StageKey) -> Result<Reason, RunError> {
         if self.loaded.is_none() {
-            self.loaded = Some((self.store.runs()?, self.store.recent_manifests(MANIFESTS)?));
+            self.loaded = Some((
+                self.store.recent_runs(RUNS)?,
+                self.store.recent_manifests(MANIFESTS)?,
+            ));
         }
         let (runs, manifests) = self.loaded.as_ref().expect("loaded above");
         let same_stage = runs
             .iter()
-            .rev()
             .filter(|run| run.started.pipeline == self.pipeline)
             .flat_map(|run| &run.stages)
             .filter(|record| record.stage == stage.name && record.kind == stage.kind)
@@ -153,12 +243,12 @@ impl History<'_> {
 }
 
 impl StageState {
-    /// Outputs of a cached stage.
+    /// Outputs of a stage that has a result.
     #[must_use]
     pub fn outputs(&self) -> Option<&std::collections::BTreeMap<String, Artifact>> {
         match self {
-            Self::Cached(manifest) => Some(&manifest.outputs),
-            Self::ToRun(_) => None,
+            Self::Cached(manifest) | Self::Pinned { manifest, .. } => Some(&manifest.outputs),
+            Self::ToRun(_) | Self::NotSelected(_) => None,
         }
     }
 }

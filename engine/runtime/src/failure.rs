@@ -35,6 +35,9 @@ pub struct Failure {
     pub chain: Vec<String>,
     /// The last lines that the worker wrote, for a worker that died.
     pub log: Vec<String>,
+    /// Whether the same may well succeed a little later.
+    #[serde(default)]
+    pub is_transient: bool,
 }
 
 impl Failure {
@@ -43,6 +46,7 @@ impl Failure {
             domain,
             chain: vec![message.into()],
             log: Vec::new(),
+            is_transient: false,
         }
     }
 
@@ -64,20 +68,24 @@ impl Failure {
             domain,
             chain,
             log: Vec::new(),
+            is_transient: false,
         }
     }
 
     /// A failure from a panic's payload.
     pub(crate) fn panic(payload: &(dyn std::any::Any + Send)) -> Self {
+        let text = Self::panic_text(payload);
+        Self::new(Domain::Internal, format!("internal error: {text}"))
+    }
+
+    /// What a panic's payload says.
+    pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
         let text = payload
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        Self::new(
-            Domain::Internal,
-            format!("internal error: the operator panicked: {text}"),
-        )
+        format!("the operator panicked: {text}")
     }
 }
 
@@ -97,7 +105,10 @@ impl From<OperatorError> for Failure {
             OperatorError::Store { .. } => Domain::Store,
             OperatorError::Internal(_) => Domain::Internal,
         };
-        Self::of(domain, &error)
+        Self {
+            is_transient: is_transient(&error),
+            ..Self::of(domain, &error)
+        }
     }
 }
 
@@ -107,7 +118,18 @@ impl From<StoreError> for Failure {
             StoreError::File { .. } | StoreError::Rows(_) => Domain::Data,
             _ => Domain::Store,
         };
-        Self::of(domain, &error)
+        Self {
+            is_transient: matches!(error, StoreError::Io { .. }),
+            ..Self::of(domain, &error)
+        }
+    }
+}
+
+/// Whether the store failed in a way that passes. Objects that are missing or damaged, and rights, stay as they are.
+fn is_transient(error: &OperatorError) -> bool {
+    match error {
+        OperatorError::Store { message, .. } => message.starts_with("the store could not "),
+        _ => false,
     }
 }
 

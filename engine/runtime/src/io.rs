@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use engine_core::operator::BatchReader;
-use engine_core::{Artifact, Dataset, ModelFolder, OperatorError, PortType, StageEvent, StageIo};
+use engine_core::operator::{BatchReader, StageView};
+use engine_core::{
+    Artifact, Checkpoint, Dataset, ModelFolder, OperatorError, PartRef, PortType, StageEvent,
+    StageIo,
+};
 use engine_store::{DatasetReader, DatasetWriter, PartLimits, Store};
+use schemas::TableName;
 
 use crate::keys::{Inputs, Outputs};
+use crate::stage::StageJob;
 
 /// Progress more often than this is of no use to anyone.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -20,6 +25,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) trait StageListener: Send + Sync {
     fn event(&self, event: StageEvent);
     fn is_cancelled(&self) -> bool;
+    /// The stage has committed a part or where it is: if it is broken off, it goes on from there.
+    fn committed(&self) {}
+    /// Something the user should know of this run, and that the stage's result has nothing to do with.
+    fn notice(&self, message: String) {
+        self.event(StageEvent::Warning(message));
+    }
 }
 
 /// Ports of one stage.
@@ -30,8 +41,11 @@ pub(crate) struct StoreIo<'a> {
     writers: BTreeMap<String, DatasetWriter>,
     models: BTreeMap<String, ModelFolder>,
     scratch: tempfile::TempDir,
+    job: &'a StageJob,
     listener: &'a dyn StageListener,
     last_progress: Mutex<Option<Instant>>,
+    /// When the last checkpoint was committed, or the stage began.
+    last_checkpoint: Instant,
 }
 
 impl<'a> StoreIo<'a> {
@@ -39,6 +53,7 @@ impl<'a> StoreIo<'a> {
         store: &'a Store,
         inputs: Inputs,
         outputs: &'a [(String, PortType)],
+        job: &'a StageJob,
         listener: &'a dyn StageListener,
     ) -> Result<Self, OperatorError> {
         let scratch = store.scratch()?;
@@ -50,9 +65,40 @@ impl<'a> StoreIo<'a> {
             writers,
             models,
             scratch,
+            job,
             listener,
             last_progress: Mutex::new(None),
+            last_checkpoint: Instant::now(),
         })
+    }
+
+    pub(crate) fn store(&self) -> &'a Store {
+        self.store
+    }
+
+    /// Tells that something is committed that was not before.
+    pub(crate) fn committed(&self) {
+        self.listener.committed();
+    }
+
+    /// Output ports with their types.
+    pub(crate) fn ports(&self) -> &'a [(String, PortType)] {
+        self.outputs
+    }
+
+    /// All rows of an input port, with these columns alone when they are named.
+    pub(crate) fn read_columns(
+        &self,
+        port: &str,
+        columns: Option<&[String]>,
+    ) -> Result<BatchReader, OperatorError> {
+        let mut reader = DatasetReader::new(self.store, self.datasets(port)?);
+        if let Some(columns) = columns {
+            reader = reader.with_columns(columns);
+        }
+        Ok(Box::new(
+            reader.map(|batch| batch.map_err(OperatorError::from)),
+        ))
     }
 
     /// Closes the output ports. A table nobody wrote to is a table without rows.
@@ -88,18 +134,26 @@ impl<'a> StoreIo<'a> {
             )));
         };
         if !self.writers.contains_key(port) {
-            let writer = DatasetWriter::try_new(
-                self.store,
-                *table,
-                SchemaRef::clone(schema),
-                PartLimits::default(),
-            )?;
+            let writer = self.new_writer(*table, schema, Vec::new())?;
             self.writers.insert(port.to_owned(), writer);
         }
         Ok(self
             .writers
             .get_mut(port)
             .expect("the writer was just made"))
+    }
+
+    fn new_writer(
+        &self,
+        table: TableName,
+        schema: &SchemaRef,
+        parts: Vec<PartRef>,
+    ) -> Result<DatasetWriter, OperatorError> {
+        let schema = SchemaRef::clone(schema);
+        let limits = PartLimits::default();
+        Ok(DatasetWriter::resume(
+            self.store, table, schema, limits, parts,
+        )?)
     }
 
     fn datasets(&self, port: &str) -> Result<Vec<&Dataset>, OperatorError> {
@@ -115,7 +169,7 @@ impl<'a> StoreIo<'a> {
     }
 }
 
-impl StageIo for StoreIo<'_> {
+impl StageView for StoreIo<'_> {
     fn inputs(&self, port: &str) -> &[Artifact] {
         self.inputs.get(port).map_or(&[], Vec::as_slice)
     }
@@ -125,10 +179,7 @@ impl StageIo for StoreIo<'_> {
     }
 
     fn read(&self, port: &str) -> Result<BatchReader, OperatorError> {
-        let reader = DatasetReader::new(self.store, self.datasets(port)?);
-        Ok(Box::new(
-            reader.map(|batch| batch.map_err(OperatorError::from)),
-        ))
+        self.read_columns(port, None)
     }
 
     fn part_urls(&self, port: &str) -> Result<Vec<String>, OperatorError> {
@@ -152,30 +203,7 @@ impl StageIo for StoreIo<'_> {
         }
     }
 
-    fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
-        // A batch of another shape than declared is a mistake in the operator, not in the user's data.
-        self.writer(port)?
-            .write(&batch)
-            .map_err(|error| match error {
-                engine_store::StoreError::Rows(message) => {
-                    OperatorError::Internal(format!("output port `{port}`: {message}"))
-                }
-                other => other.into(),
-            })
-    }
-
-    fn write_model(&mut self, port: &str, folder: &Path) -> Result<(), OperatorError> {
-        if self.output(port)? != &PortType::Model {
-            return Err(OperatorError::Internal(format!(
-                "output port `{port}` holds rows, not a model"
-            )));
-        }
-        let model = self.store.import_model(folder)?;
-        self.models.insert(port.to_owned(), model);
-        Ok(())
-    }
-
-    fn put_media(&mut self, bytes: &[u8]) -> Result<String, OperatorError> {
+    fn put_media(&self, bytes: &[u8]) -> Result<String, OperatorError> {
         Ok(self.store.put_media(bytes)?)
     }
 
@@ -204,5 +232,77 @@ impl StageIo for StoreIo<'_> {
 
     fn is_cancelled(&self) -> bool {
         self.listener.is_cancelled()
+    }
+}
+
+impl StageIo for StoreIo<'_> {
+    fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
+        // A batch of another shape than declared is a mistake in the operator, not in the user's data.
+        self.writer(port)?
+            .write(&batch)
+            .map_err(|error| match error {
+                engine_store::StoreError::Rows(message) => {
+                    OperatorError::Internal(format!("output port `{port}`: {message}"))
+                }
+                other => other.into(),
+            })
+    }
+
+    fn write_model(&mut self, port: &str, folder: &Path) -> Result<(), OperatorError> {
+        if self.output(port)? != &PortType::Model {
+            return Err(OperatorError::Internal(format!(
+                "output port `{port}` holds rows, not a model"
+            )));
+        }
+        let model = self.store.import_model(folder)?;
+        self.models.insert(port.to_owned(), model);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<Option<Checkpoint>, OperatorError> {
+        let folder = self.scratch.path().join("resumed");
+        let Some(mut stored) = self.store.restore_checkpoint(&self.job.key, &folder)? else {
+            return Ok(None);
+        };
+        if !self.writers.is_empty() {
+            return Err(OperatorError::Internal(
+                "the operator asked for its checkpoint after it had written rows".to_owned(),
+            ));
+        }
+        for (port, port_type) in self.outputs {
+            if let PortType::Table { table, schema } = port_type {
+                let parts = stored.outputs.remove(port).unwrap_or_default();
+                let writer = self.new_writer(*table, schema, parts)?;
+                self.writers.insert(port.clone(), writer);
+            }
+        }
+        tracing::info!(step = stored.step, "going on from a checkpoint");
+        Ok(Some(Checkpoint {
+            step: stored.step,
+            folder,
+            state: stored.state,
+        }))
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.last_checkpoint.elapsed() >= self.job.checkpoint_every
+    }
+
+    fn checkpoint(
+        &mut self,
+        step: u64,
+        folder: &Path,
+        state: serde_json::Value,
+    ) -> Result<(), OperatorError> {
+        let mut outputs = BTreeMap::new();
+        for (port, writer) in &mut self.writers {
+            outputs.insert(port.clone(), writer.flush()?);
+        }
+        self.store
+            .write_checkpoint(&self.job.key, step, folder, outputs, state)?;
+        self.last_checkpoint = Instant::now();
+        tracing::info!(step, "checkpoint committed");
+        self.committed();
+        Ok(())
     }
 }

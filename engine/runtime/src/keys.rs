@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use engine_core::{Artifact, Digest};
+use engine_core::{Artifact, Digest, ExternalContent};
 use engine_plan::{Stage, StageKey, stage_key};
-use engine_store::{StoreError, external_digest};
+use engine_store::{Manifest, StoreError, external_digest};
+
+use crate::map::allowed;
+use crate::stage::Budget;
 
 /// Artifacts on the input ports of a stage.
 pub(crate) type Inputs = BTreeMap<String, Vec<Artifact>>;
@@ -17,7 +20,7 @@ pub(crate) type Outputs = BTreeMap<String, Artifact>;
 #[derive(Debug)]
 pub(crate) struct KeyMaker {
     root: PathBuf,
-    digests: HashMap<PathBuf, Digest>,
+    digests: HashMap<(PathBuf, bool), Digest>,
 }
 
 impl KeyMaker {
@@ -32,11 +35,12 @@ impl KeyMaker {
         let mut externals = BTreeMap::new();
         for external in &stage.externals {
             let path = self.root.join(&external.path);
-            let digest = match self.digests.get(&path) {
+            let place = (path, external.content == ExternalContent::Rows);
+            let digest = match self.digests.get(&place) {
                 Some(digest) => digest.clone(),
-                None => external_digest(&path)?,
+                None => external_digest(&place.0, external.content)?,
             };
-            self.digests.insert(path, digest.clone());
+            self.digests.insert(place, digest.clone());
             externals.insert(external.pointer.clone(), digest);
         }
         let inputs = inputs
@@ -53,6 +57,34 @@ impl KeyMaker {
             .collect();
         Ok(stage_key(stage, &externals, &inputs))
     }
+}
+
+/// Why a result that is there is none for this stage: its quarantine holds more rows than the stage allows now, or it was made
+/// without the output that the quarantine is.
+pub(crate) fn unusable(stage: &Stage, manifest: &Manifest, inputs: &Inputs) -> Option<String> {
+    if let Some((port, _)) = stage
+        .outputs
+        .iter()
+        .find(|(port, _)| !manifest.outputs.contains_key(port))
+    {
+        return Some(format!("it has no output `{port}`"));
+    }
+    let operator = stage.config.as_map()?;
+    let rows: Option<u64> = match operator.rows_port() {
+        Some(port) => inputs.get(port)?.iter().map(Artifact::rows).sum(),
+        None => stage
+            .outputs
+            .first()
+            .and_then(|(port, _)| manifest.outputs.get(port)?.rows())
+            .map(|rows| rows + manifest.quarantined),
+    };
+    let allowed = allowed(stage.quarantine.map(Budget::from), rows);
+    (manifest.quarantined > allowed).then(|| {
+        format!(
+            "{} of its rows are in quarantine and {allowed} may be",
+            manifest.quarantined
+        )
+    })
 }
 
 /// The artifacts on a stage's input ports; none while a stage before it has no outputs.

@@ -12,16 +12,20 @@ mod execute;
 mod failure;
 mod io;
 mod keys;
+mod map;
 mod outcome;
+mod retry;
 mod scheduler;
 mod stage;
 mod task;
+#[cfg(test)]
+mod testing;
 pub mod worker;
 
 pub use assess::{Assessment, Reason, StageState, assess};
 pub use cancel::CancelToken;
 pub use event::{RunEvent, RunObserver};
-pub use execute::{RunOptions, execute};
+pub use execute::{CHECKPOINT_EVERY, MEMORY_BUDGET, Pin, RunOptions, Selection, execute};
 pub use failure::{Domain, Failure, RunError};
 pub use outcome::{RunOutcome, RunStatus, StageOutcome};
 pub use worker::WorkerOptions;

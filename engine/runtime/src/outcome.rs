@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine_core::Artifact;
-use schemas::record::StageRecord;
+use schemas::record::{StageRecord, StageStatus};
 
 use crate::failure::Failure;
 
@@ -41,6 +41,26 @@ pub struct StageOutcome {
     pub work_seconds: Option<f64>,
     /// Why it failed.
     pub failure: Option<Failure>,
+}
+
+impl StageOutcome {
+    /// A stage that made nothing.
+    pub(crate) fn without_result(record: StageRecord) -> Self {
+        Self {
+            record,
+            outputs: BTreeMap::new(),
+            work_seconds: None,
+            failure: None,
+        }
+    }
+
+    /// Whether there is nothing left to do for it in this run.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(
+            self.record.status,
+            StageStatus::Cached | StageStatus::Done | StageStatus::NotSelected
+        )
+    }
 }
 
 /// How a run ended, stage by stage.

@@ -3,28 +3,31 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use arrow::array::ArrayRef;
 use arrow::compute::cast;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use engine_core::{Dataset, Digest, PartRef};
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use schemas::TableName;
 
-use crate::{DatasetHasher, Result, Store, StoreError, layout};
+use crate::{Result, RowsHasher, Store, StoreError, dataset_digest, layout};
 
 /// Rows of a batch that is read: fewer when rows are large.
 const READ_ROWS: usize = 8192;
 /// Bytes of a batch that is read, about.
 const READ_BYTES: u64 = 32 << 20;
-/// Bytes that a row group holds in memory before it is encoded.
-const ROW_GROUP_BYTES: usize = 64 << 20;
+/// Bytes that a row group holds in memory before it is closed.
+const ROW_GROUP_BYTES: usize = 32 << 20;
+/// Bytes of rows that are encoded in one go: between two pieces the writer looks whether a row group or a part is full.
+const PIECE_BYTES: usize = 8 << 20;
 
 /// When a part is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,28 +44,22 @@ impl Default for PartLimits {
     fn default() -> Self {
         Self {
             rows: 1_000_000,
-            bytes: 256 << 20,
+            bytes: 64 << 20,
             row_group_rows: 131_072,
         }
     }
 }
 
-/// Writes one dataset. Parts are stored as they fill; nobody sees them before a manifest names them.
+/// Writes one dataset. Parts are stored as they fill; nobody sees them before a manifest names them. No more than one part is
+/// held in memory.
 #[derive(Debug)]
 pub struct DatasetWriter {
     store: Store,
     table: TableName,
     schema: SchemaRef,
     limits: PartLimits,
-    hasher: DatasetHasher,
     open: Option<OpenPart>,
     parts: Vec<PartRef>,
-}
-
-#[derive(Debug)]
-struct OpenPart {
-    writer: ArrowWriter<Vec<u8>>,
-    rows: u64,
 }
 
 impl DatasetWriter {
@@ -76,39 +73,68 @@ impl DatasetWriter {
         schema: SchemaRef,
         limits: PartLimits,
     ) -> Result<Self> {
-        let hasher = DatasetHasher::try_new(SchemaRef::clone(&schema))?;
+        Self::resume(store, table, schema, limits, Vec::new())
+    }
+
+    /// A writer that goes on after parts that were written before, as [`Self::flush`] gave them.
+    ///
+    /// # Errors
+    /// When the schema has a type that cannot be stored.
+    pub fn resume(
+        store: &Store,
+        table: TableName,
+        schema: SchemaRef,
+        limits: PartLimits,
+        parts: Vec<PartRef>,
+    ) -> Result<Self> {
+        RowsHasher::try_new(&schema)?;
         Ok(Self {
             store: store.clone(),
             table,
             schema,
             limits,
-            hasher,
             open: None,
-            parts: Vec::new(),
+            parts,
         })
     }
 
-    /// Appends rows. Columns are matched by place; names must agree, and types up to nullability.
+    /// Appends rows. Columns are matched by place; names must agree, and types up to nullability and dictionaries.
     ///
     /// # Errors
     /// When the rows do not fit the schema or the store fails.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         let batch = conform(batch, &self.schema, self.table)?;
-        self.hasher.update(&batch)?;
+        let piece = piece_rows(&batch);
         let mut start = 0;
         while start < batch.num_rows() {
-            let open = match self.open.take() {
+            let mut open = match self.open.take() {
                 Some(open) => open,
-                None => self.begin()?,
+                None => OpenPart::begin(&self.schema, &self.limits)?,
             };
-            let room = usize::try_from(self.limits.rows.saturating_sub(open.rows))
+            let room = usize::try_from(self.limits.rows.saturating_sub(open.rows()))
                 .unwrap_or(usize::MAX)
                 .max(1);
-            let take = room.min(batch.num_rows() - start);
-            self.append(open, &batch.slice(start, take))?;
+            let take = room.min(piece).min(batch.num_rows() - start);
+            open.append(&batch.slice(start, take))?;
             start += take;
+            if open.rows() >= self.limits.rows || open.bytes() >= self.limits.bytes {
+                self.parts.push(open.close(&self.store)?);
+            } else {
+                self.open = Some(open);
+            }
         }
         Ok(())
+    }
+
+    /// Stores what is in memory and returns all parts so far; the next rows begin a new part.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn flush(&mut self) -> Result<Vec<PartRef>> {
+        if let Some(open) = self.open.take() {
+            self.parts.push(open.close(&self.store)?);
+        }
+        Ok(self.parts.clone())
     }
 
     /// Stores what is left and describes the dataset.
@@ -116,56 +142,91 @@ impl DatasetWriter {
     /// # Errors
     /// When the store fails.
     pub fn finish(mut self) -> Result<Dataset> {
-        if let Some(open) = self.open.take() {
-            self.close(open)?;
-        }
-        if self.parts.is_empty() {
-            let open = self.begin()?;
-            self.close(open)?;
-        }
-        let rows = self.parts.iter().map(|part| part.rows).sum();
-        Ok(Dataset {
-            digest: self.hasher.finish(),
-            table: self.table,
-            rows,
-            parts: self.parts,
+        let parts = self.flush()?;
+        self.store.dataset(self.table, &self.schema, parts)
+    }
+}
+
+/// A part that is being written.
+#[derive(Debug)]
+struct OpenPart {
+    writer: Exclusive<ArrowWriter<Vec<u8>>>,
+    hasher: RowsHasher,
+}
+
+/// Something that is only reached through a unique reference, so that sharing the owner between threads is safe: the Parquet
+/// writer cannot say so itself.
+#[derive(Debug)]
+struct Exclusive<T>(Mutex<T>);
+
+impl<T> Exclusive<T> {
+    fn get(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn into_inner(self) -> T {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OpenPart {
+    fn begin(schema: &SchemaRef, limits: &PartLimits) -> Result<Self> {
+        let properties = Some(properties(limits));
+        Ok(Self {
+            writer: Exclusive(Mutex::new(
+                ArrowWriter::try_new(Vec::new(), SchemaRef::clone(schema), properties)
+                    .map_err(encode_error)?,
+            )),
+            hasher: RowsHasher::try_new(schema)?,
         })
     }
 
-    fn begin(&self) -> Result<OpenPart> {
-        let properties = Some(properties(&self.limits));
-        let writer = ArrowWriter::try_new(Vec::new(), SchemaRef::clone(&self.schema), properties)
-            .map_err(encode_error)?;
-        Ok(OpenPart { writer, rows: 0 })
+    fn rows(&self) -> u64 {
+        self.hasher.rows()
     }
 
-    fn append(&mut self, mut open: OpenPart, batch: &RecordBatch) -> Result<()> {
-        open.writer.write(batch).map_err(encode_error)?;
-        open.rows += batch.num_rows() as u64;
-        if open.writer.in_progress_size() > ROW_GROUP_BYTES {
-            open.writer.flush().map_err(encode_error)?;
-        }
-        let bytes = open.writer.bytes_written() + open.writer.in_progress_size();
-        if open.rows >= self.limits.rows || bytes >= self.limits.bytes {
-            self.close(open)
-        } else {
-            self.open = Some(open);
-            Ok(())
-        }
+    fn bytes(&mut self) -> usize {
+        let writer = self.writer.get();
+        writer.bytes_written() + writer.in_progress_size()
     }
 
-    fn close(&mut self, open: OpenPart) -> Result<()> {
-        let bytes = open.writer.into_inner().map_err(encode_error)?;
-        let path = layout::part(&Digest::of(&bytes));
-        let size = bytes.len() as u64;
-        self.store.create_content(&path, bytes)?;
-        self.parts.push(PartRef {
-            path,
-            rows: open.rows,
-            bytes: size,
-        });
+    fn append(&mut self, piece: &RecordBatch) -> Result<()> {
+        self.hasher.update(piece)?;
+        let writer = self.writer.get();
+        writer.write(piece).map_err(encode_error)?;
+        if writer.memory_size() > ROW_GROUP_BYTES {
+            writer.flush().map_err(encode_error)?;
+        }
         Ok(())
     }
+
+    fn close(self, store: &Store) -> Result<PartRef> {
+        let bytes = self
+            .writer
+            .into_inner()
+            .into_inner()
+            .map_err(encode_error)?;
+        let path = layout::part(&Digest::of(&bytes));
+        let size = bytes.len() as u64;
+        store.create_content(&path, bytes)?;
+        Ok(PartRef {
+            path,
+            rows: self.hasher.rows(),
+            bytes: size,
+            digest: self.hasher.digest(),
+        })
+    }
+}
+
+/// How many rows of a batch are encoded in one go.
+fn piece_rows(batch: &RecordBatch) -> usize {
+    let bytes: usize = batch
+        .columns()
+        .iter()
+        .map(|column| column.to_data().get_slice_memory_size().unwrap_or(0))
+        .sum();
+    let pieces = bytes.div_ceil(PIECE_BYTES).max(1);
+    batch.num_rows().div_ceil(pieces).max(1)
 }
 
 fn properties(limits: &PartLimits) -> WriterProperties {
@@ -206,7 +267,7 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
         .map(|(column, field)| {
             if column.data_type() == field.data_type() {
                 Ok(ArrayRef::clone(column))
-            } else if column.data_type().equals_datatype(field.data_type()) {
+            } else if plain_type(column.data_type()).equals_datatype(field.data_type()) {
                 cast(column, field.data_type())
                     .map_err(|error| mismatch(table, field.name(), &error.to_string()))
             } else {
@@ -226,6 +287,14 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
     })
 }
 
+/// The type of a dictionary's values; any other type as it is.
+fn plain_type(data_type: &DataType) -> &DataType {
+    match data_type {
+        DataType::Dictionary(_, value) => value,
+        plain => plain,
+    }
+}
+
 fn mismatch(table: TableName, column: &str, message: &str) -> StoreError {
     StoreError::Rows(format!("column `{column}` of table `{table}`: {message}"))
 }
@@ -238,6 +307,8 @@ fn encode_error(error: ParquetError) -> StoreError {
 pub struct DatasetReader {
     store: Store,
     parts: VecDeque<PartRef>,
+    /// Columns that are read; all when absent.
+    columns: Option<Vec<String>>,
     current: Option<(String, ParquetRecordBatchReader)>,
 }
 
@@ -252,8 +323,16 @@ impl DatasetReader {
         Self {
             store: store.clone(),
             parts,
+            columns: None,
             current: None,
         }
+    }
+
+    /// Reads these columns alone, in the order in which the parts have them.
+    #[must_use]
+    pub fn with_columns(mut self, columns: &[String]) -> Self {
+        self.columns = Some(columns.to_vec());
+        self
     }
 
     fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
@@ -273,7 +352,8 @@ impl DatasetReader {
             let Some(part) = self.parts.pop_front() else {
                 return Ok(None);
             };
-            self.current = Some((part.path.clone(), self.store.open_part(&part)?));
+            let reader = self.store.open_part(&part, self.columns.as_deref())?;
+            self.current = Some((part.path.clone(), reader));
         }
     }
 }
@@ -293,6 +373,72 @@ impl Iterator for DatasetReader {
 }
 
 impl Store {
+    /// Writes one part from batches, whatever its size: what a map stage commits by itself.
+    ///
+    /// # Errors
+    /// When the rows do not fit the schema or the store fails.
+    pub fn write_part(
+        &self,
+        table: TableName,
+        schema: &SchemaRef,
+        batches: &[RecordBatch],
+    ) -> Result<PartRef> {
+        let mut open = OpenPart::begin(schema, &PartLimits::default())?;
+        for batch in batches {
+            let batch = conform(batch, schema, table)?;
+            let piece = piece_rows(&batch);
+            for start in (0..batch.num_rows()).step_by(piece) {
+                open.append(&batch.slice(start, piece.min(batch.num_rows() - start)))?;
+            }
+        }
+        open.close(self)
+    }
+
+    /// The dataset that consists of these parts, in their order. Nothing is read. Parts without rows are left out, but one
+    /// stays (and is made, if there is none) when no part has rows.
+    ///
+    /// # Errors
+    /// When a part's digest is malformed or the store fails.
+    pub fn dataset(
+        &self,
+        table: TableName,
+        schema: &SchemaRef,
+        parts: Vec<PartRef>,
+    ) -> Result<Dataset> {
+        let mut empty = None;
+        let mut kept = Vec::with_capacity(parts.len());
+        for part in parts {
+            if part.rows > 0 {
+                kept.push(part);
+            } else {
+                empty = Some(part);
+            }
+        }
+        if kept.is_empty() {
+            kept.push(match empty {
+                Some(part) => part,
+                None => self.write_part(table, schema, &[])?,
+            });
+        }
+        Ok(Dataset {
+            digest: dataset_digest(schema, kept.iter().map(|part| &part.digest))?,
+            table,
+            rows: kept.iter().map(|part| part.rows).sum(),
+            parts: kept,
+        })
+    }
+
+    /// All rows of some parts.
+    #[must_use]
+    pub fn read_parts(&self, parts: Vec<PartRef>) -> DatasetReader {
+        DatasetReader {
+            store: self.clone(),
+            parts: parts.into(),
+            columns: None,
+            current: None,
+        }
+    }
+
     /// All rows of a dataset.
     #[must_use]
     pub fn read(&self, dataset: &Dataset) -> DatasetReader {
@@ -309,7 +455,7 @@ impl Store {
             .first()
             .ok_or_else(|| StoreError::Rows("a dataset has at least one part".to_owned()))?;
         Ok(arrow::record_batch::RecordBatchReader::schema(
-            &self.open_part(part)?,
+            &self.open_part(part, None)?,
         ))
     }
 
@@ -336,14 +482,18 @@ impl Store {
             .map_err(failed())
     }
 
-    fn open_part(&self, part: &PartRef) -> Result<ParquetRecordBatchReader> {
+    fn open_part(
+        &self,
+        part: &PartRef,
+        columns: Option<&[String]>,
+    ) -> Result<ParquetRecordBatchReader> {
         let corrupt = |error: ParquetError| StoreError::Corrupt {
             path: part.path.clone(),
             message: error.to_string(),
         };
         match self.local_path(&part.path) {
             Some(path) => match File::open(&path) {
-                Ok(file) => build_reader(file).map_err(corrupt),
+                Ok(file) => build_reader(file, columns).map_err(corrupt),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(StoreError::NotFound {
                         path: part.path.clone(),
@@ -351,15 +501,25 @@ impl Store {
                 }
                 Err(error) => Err(StoreError::file("read", path)(error)),
             },
-            None => build_reader(self.get(&part.path)?).map_err(corrupt),
+            None => build_reader(self.get(&part.path)?, columns).map_err(corrupt),
         }
     }
 }
 
-fn build_reader(
+pub(crate) fn build_reader(
     source: impl ChunkReader + 'static,
+    columns: Option<&[String]>,
 ) -> std::result::Result<ParquetRecordBatchReader, ParquetError> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(source)?;
+    let mut builder = ParquetRecordBatchReaderBuilder::try_new(source)?;
+    if let Some(columns) = columns {
+        let fields = builder.schema().fields().iter().enumerate();
+        let wanted: Vec<usize> = fields
+            .filter(|(_, field)| columns.contains(field.name()))
+            .map(|(index, _)| index)
+            .collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), wanted);
+        builder = builder.with_projection(mask);
+    }
     let (rows, bytes) =
         builder
             .metadata()

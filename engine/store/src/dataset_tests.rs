@@ -183,3 +183,113 @@ fn a_damaged_part_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn a_writer_that_was_broken_off_goes_on_from_its_parts() {
+    let store = Store::open("memory://").unwrap();
+    let batch = rollouts(500);
+    let expected = write(&store, std::slice::from_ref(&batch), PartLimits::default());
+    let writer = |parts| {
+        let table = TableName::Rollouts;
+        let limits = PartLimits::default();
+        DatasetWriter::resume(&store, table, table.schema(), limits, parts).unwrap()
+    };
+    let mut first = writer(vec![]);
+    assert!(first.flush().unwrap().is_empty());
+    first.write(&batch.slice(0, 200)).unwrap();
+    let parts = first.flush().unwrap();
+    // These rows are lost with the process.
+    first.write(&batch.slice(200, 100)).unwrap();
+    let mut second = writer(parts);
+    second.write(&batch.slice(200, 300)).unwrap();
+    let dataset = second.finish().unwrap();
+    assert_eq!((dataset.digest, dataset.rows), (expected.digest, 500));
+    assert_eq!(dataset.parts.len(), 2);
+}
+
+#[test]
+fn parts_that_were_written_alone_make_the_same_dataset() {
+    let store = Store::open("memory://").unwrap();
+    let batch = rollouts(300);
+    let schema = TableName::Rollouts.schema();
+    let expected = write(&store, std::slice::from_ref(&batch), PartLimits::default());
+    let part = |pieces: &[RecordBatch]| {
+        store
+            .write_part(TableName::Rollouts, &schema, pieces)
+            .unwrap()
+    };
+    let empty = part(&[]);
+    let parts = vec![
+        empty.clone(),
+        part(&[batch.slice(0, 10), batch.slice(10, 0), batch.slice(10, 90)]),
+        empty.clone(),
+        part(&[batch.slice(100, 200)]),
+    ];
+    let dataset = store
+        .dataset(TableName::Rollouts, &schema, parts.clone())
+        .unwrap();
+    assert_eq!((dataset.digest, dataset.rows), (expected.digest, 300));
+    assert_eq!(dataset.parts, [parts[1].clone(), parts[3].clone()]);
+    let none = write(&store, &[], PartLimits::default());
+    for parts in [vec![], vec![empty.clone(), empty]] {
+        let dataset = store.dataset(TableName::Rollouts, &schema, parts).unwrap();
+        assert_eq!(dataset, none);
+        assert_eq!(store.schema(&dataset).unwrap(), schema);
+    }
+}
+
+#[test]
+fn a_large_batch_is_written_in_parts_of_bounded_size() {
+    let store = Store::open("memory://").unwrap();
+    // Text that does not compress, in one batch that is larger than a part.
+    let mut state = 7_u64;
+    let texts: LargeStringArray = (0..4_000)
+        .map(|_| {
+            let text: String = (0..10_000)
+                .map(|_| {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    char::from(b' ' + (state >> 40) as u8 % 95)
+                })
+                .collect();
+            Some(text)
+        })
+        .collect();
+    let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef)]).unwrap();
+    let limits = PartLimits {
+        bytes: 8 << 20,
+        ..PartLimits::default()
+    };
+    let mut writer =
+        DatasetWriter::try_new(&store, TableName::Rows, batch.schema(), limits).unwrap();
+    writer.write(&batch).unwrap();
+    let dataset = writer.finish().unwrap();
+    assert!(dataset.parts.len() > 2);
+    assert!(dataset.parts.iter().all(|part| part.bytes < 20 << 20));
+    let rows: usize = store
+        .read(&dataset)
+        .map(|batch| batch.unwrap().num_rows())
+        .sum();
+    assert_eq!(rows, 4_000);
+}
+
+#[test]
+fn dictionaries_are_stored_as_their_values() {
+    let store = Store::open("memory://").unwrap();
+    let plain = Arc::new(LargeStringArray::from(vec!["a", "b", "a"])) as ArrayRef;
+    let schema = Arc::new(Schema::new(vec![Field::new(
+        "word",
+        DataType::LargeUtf8,
+        false,
+    )]));
+    let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::LargeUtf8));
+    let coded = cast(&plain, &dictionary).unwrap();
+    let parts = [plain, coded].map(|column| {
+        let batch = RecordBatch::try_from_iter([("word", column)]).unwrap();
+        store
+            .write_part(TableName::Rows, &schema, &[batch])
+            .unwrap()
+    });
+    assert_eq!(parts[0], parts[1]);
+}

@@ -1,8 +1,11 @@
 //! What can go wrong with the store: which object, why, and what to do.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use engine_core::OperatorError;
+
+use crate::backend::explain::{brief, io_kind};
 
 /// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,17 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk of the store has no room.
+    #[error(
+        "no space is left for `{path}` in the store; free some and run again: all that was finished is kept"
+    )]
+    Full {
+        /// Path in the store.
+        path: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The object store failed.
     #[error("the store could not {action} `{path}`")]
     Io {
@@ -69,6 +83,12 @@ pub enum StoreError {
         /// The cause.
         #[source]
         source: std::io::Error,
+    },
+    /// A file outside the store was written to while it was read.
+    #[error("{path} changed while it was read; wait until it is complete and run again", path = path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// Rows that cannot be stored.
     #[error("{0}")]
@@ -93,20 +113,39 @@ impl StoreError {
         path: &str,
     ) -> impl FnOnce(object_store::Error) -> Self {
         let path = path.to_owned();
-        move |error| match error {
-            object_store::Error::NotFound { .. } => Self::NotFound { path },
-            object_store::Error::AlreadyExists { .. } => Self::AlreadyExists { path },
-            object_store::Error::PermissionDenied { .. }
-            | object_store::Error::Unauthenticated { .. } => Self::Permission {
-                path,
-                source: Box::new(error),
-            },
-            other => Self::Io {
-                action,
-                path,
-                source: Box::new(other),
-            },
+        move |error| {
+            let source = Box::new(Cause::from(&error));
+            match error {
+                object_store::Error::NotFound { .. } => Self::NotFound { path },
+                object_store::Error::AlreadyExists { .. } => Self::AlreadyExists { path },
+                object_store::Error::PermissionDenied { .. }
+                | object_store::Error::Unauthenticated { .. } => Self::Permission { path, source },
+                other => match io_kind(&other) {
+                    Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                        Self::Permission { path, source }
+                    }
+                    Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                        Self::Full { path, source }
+                    }
+                    _ => Self::Io {
+                        action,
+                        path,
+                        source,
+                    },
+                },
+            }
         }
+    }
+}
+
+/// What the service or the system said, in a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Cause(String);
+
+impl From<&object_store::Error> for Cause {
+    fn from(error: &object_store::Error) -> Self {
+        Self(brief(error))
     }
 }
 
@@ -123,12 +162,13 @@ impl From<StoreError> for OperatorError {
                 source,
             },
             StoreError::Rows(message) => Self::Data(message),
+            changed @ StoreError::Changed { .. } => Self::Data(changed.to_string()),
             other => {
                 let message = other.to_string();
                 match other {
-                    StoreError::Io { source, .. } | StoreError::Permission { source, .. } => {
-                        Self::Store { message, source }
-                    }
+                    StoreError::Io { source, .. }
+                    | StoreError::Full { source, .. }
+                    | StoreError::Permission { source, .. } => Self::Store { message, source },
                     _ => Self::Store {
                         message,
                         source: "the store is not whole".into(),

@@ -7,10 +7,36 @@ pub(crate) const PARTS: &str = "v1/parts";
 pub(crate) const MODELS: &str = "v1/models";
 pub(crate) const MEDIA: &str = "v1/media";
 pub(crate) const STAGES: &str = "v1/stages";
+pub(crate) const GENERATIONS: &str = "v1/generations";
+pub(crate) const MAP_PARTS: &str = "v1/map-parts";
+pub(crate) const CHECKPOINTS: &str = "v1/checkpoints";
 pub(crate) const RUNS: &str = "v1/runs";
 
-pub(crate) fn manifest(key: &Digest) -> String {
-    format!("{STAGES}/{key}.json")
+/// A stage's manifest: generation 0 under the key alone, so that the first commit of a stage needs no list.
+pub(crate) fn manifest(key: &Digest, generation: u32) -> String {
+    if generation == 0 {
+        format!("{STAGES}/{key}.json")
+    } else {
+        format!("{GENERATIONS}/{key}-{generation}.json")
+    }
+}
+
+pub(crate) fn map_part(key: &Digest) -> String {
+    format!("{MAP_PARTS}/{key}.json")
+}
+
+/// Everything that belongs to the checkpoints of a stage.
+pub(crate) fn checkpoints(key: &Digest) -> String {
+    format!("{CHECKPOINTS}/{key}")
+}
+
+pub(crate) fn checkpoint(key: &Digest, step: u64) -> String {
+    format!("{CHECKPOINTS}/{key}/{step:012}.json")
+}
+
+/// Files of a checkpoint. They lie under the stage's key, so that removing them takes nothing from any other stage.
+pub(crate) fn checkpoint_files(key: &Digest, digest: &Digest) -> String {
+    format!("{CHECKPOINTS}/{key}/files/{digest}")
 }
 
 pub(crate) fn part(digest: &Digest) -> String {

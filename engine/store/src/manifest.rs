@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use engine_core::{Artifact, Digest};
+use engine_core::{Artifact, Digest, RowsDigest};
 use serde::{Deserialize, Serialize};
 
 use crate::model::object;
+use crate::side_by_side::side_by_side;
 use crate::{Result, Store, StoreError, layout};
 
 /// How often a commit that meets a damaged manifest tries to replace it.
-const COMMIT_ATTEMPTS: usize = 3;
+pub(crate) const COMMIT_ATTEMPTS: usize = 3;
 
 /// What a stage made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,33 @@ pub struct Manifest {
     pub warnings: Vec<String>,
     /// What made it.
     pub made_by: MadeBy,
+    /// 0 for the first result under the key; others are committed by `--force` and `replay`, and the latest one counts.
+    #[serde(default)]
+    pub generation: u32,
+    /// Rows of a map stage that could not be computed and went to the quarantine table.
+    #[serde(default)]
+    pub quarantined: u64,
+    /// The parts of a map stage, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<MapPartRef>,
+    /// Key of the result that `replay` took over what had not failed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed_from: Option<Digest>,
+}
+
+/// A part of a map stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapPartRef {
+    /// Key of the part.
+    pub key: Digest,
+    /// Digest of the rows that went in.
+    pub rows_digest: RowsDigest,
+    /// How many these are.
+    pub rows: u64,
+    /// Those of them that could not be computed.
+    #[serde(default)]
+    pub failed: u64,
 }
 
 /// The program that made an artifact. Not part of any key.
@@ -66,12 +94,21 @@ pub struct Commit {
 }
 
 impl Store {
-    /// The manifest under a key, with a check that everything it names is there in full size.
+    /// The first manifest under a key, with a check that everything it names is there in full size. A run asks for
+    /// [`Self::lookup_latest`].
     ///
     /// # Errors
     /// When the store fails.
     pub fn lookup(&self, key: &Digest) -> Result<Lookup> {
-        let manifest = match self.manifest(key) {
+        self.lookup_generation(key, 0)
+    }
+
+    /// A generation of a stage, with a check that everything it names is there in full size.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn lookup_generation(&self, key: &Digest, generation: u32) -> Result<Lookup> {
+        let manifest = match self.generation(key, generation) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Ok(Lookup::Miss),
             Err(error @ StoreError::Corrupt { .. }) => {
@@ -79,9 +116,12 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        for (path, bytes) in manifest.outputs.values().flat_map(objects) {
-            match self.size(&path)? {
-                Some(size) if size == bytes => {}
+        let objects: Vec<(String, u64)> = manifest.outputs.values().flat_map(objects).collect();
+        let paths: Vec<&str> = objects.iter().map(|(path, _)| path.as_str()).collect();
+        let sizes = self.sizes(&paths)?;
+        for ((path, bytes), size) in objects.iter().zip(sizes) {
+            match size {
+                Some(size) if size == *bytes => {}
                 Some(size) => {
                     return Ok(Lookup::Broken(format!(
                         "object `{path}` has {size} bytes instead of {bytes}"
@@ -93,14 +133,24 @@ impl Store {
         Ok(Lookup::Hit(Box::new(manifest)))
     }
 
-    /// The manifest under a key as it stands, without a look at its objects.
+    /// The first manifest under a key as it stands, without a look at its objects.
     ///
     /// # Errors
     /// When it is damaged or the store fails.
     pub fn manifest(&self, key: &Digest) -> Result<Option<Manifest>> {
-        let path = layout::manifest(key);
+        self.generation(key, 0)
+    }
+
+    /// A generation of a stage as it stands, without a look at its objects.
+    ///
+    /// # Errors
+    /// When it is damaged or the store fails.
+    pub fn generation(&self, key: &Digest, generation: u32) -> Result<Option<Manifest>> {
+        let path = layout::manifest(key, generation);
         match self.get_json::<Manifest>(&path) {
-            Ok(manifest) if manifest.key == *key => Ok(Some(manifest)),
+            Ok(manifest) if manifest.key == *key && manifest.generation == generation => {
+                Ok(Some(manifest))
+            }
             Ok(_) => Err(StoreError::Corrupt {
                 path,
                 message: "it is the manifest of another stage".to_owned(),
@@ -110,25 +160,33 @@ impl Store {
         }
     }
 
-    /// The manifest under a key that is given as text, as records have it.
+    /// The first manifest under a key that is given as text, as records have it.
     ///
     /// # Errors
     /// When it is damaged or the store fails.
     pub fn find_manifest(&self, key: &str) -> Result<Option<Manifest>> {
+        self.find_generation(key, 0)
+    }
+
+    /// A generation under a key that is given as text, as records have it.
+    ///
+    /// # Errors
+    /// When it is damaged or the store fails.
+    pub fn find_generation(&self, key: &str, generation: u32) -> Result<Option<Manifest>> {
         // A text that is no digest names no object.
         let Ok(key) = serde_json::from_value::<Digest>(serde_json::Value::from(key)) else {
             return Ok(None);
         };
-        self.manifest(&key)
+        self.generation(&key, generation)
     }
 
-    /// Commits a stage. When another run was first, its manifest stands and is returned; a manifest whose objects are
-    /// gone is replaced.
+    /// Commits a stage, as the generation that the manifest says. When another run was first, its manifest stands and is
+    /// returned; a manifest whose objects are gone is replaced.
     ///
     /// # Errors
     /// When the store fails.
     pub fn commit(&self, manifest: &Manifest) -> Result<Commit> {
-        let path = layout::manifest(&manifest.key);
+        let path = layout::manifest(&manifest.key, manifest.generation);
         for _ in 0..COMMIT_ATTEMPTS {
             if self.create_json(&path, manifest)? {
                 return Ok(Commit {
@@ -136,7 +194,7 @@ impl Store {
                     is_ours: true,
                 });
             }
-            match self.lookup(&manifest.key)? {
+            match self.lookup_generation(&manifest.key, manifest.generation)? {
                 Lookup::Hit(theirs) => {
                     return Ok(Commit {
                         manifest: *theirs,
@@ -157,21 +215,22 @@ impl Store {
     /// When the store fails.
     pub fn recent_manifests(&self, limit: usize) -> Result<Vec<Manifest>> {
         let mut listed = self.list(layout::STAGES)?;
+        listed.extend(self.list(layout::GENERATIONS)?);
         listed.sort_by(|left, right| {
             right
                 .last_modified
                 .cmp(&left.last_modified)
                 .then_with(|| left.location.cmp(&right.location))
         });
-        let mut manifests = Vec::new();
-        for meta in listed.into_iter().take(limit) {
+        listed.truncate(limit);
+        let read = side_by_side(self, &listed, |meta| {
             match self.get_json(meta.location.as_ref()) {
-                Ok(manifest) => manifests.push(manifest),
-                Err(StoreError::Corrupt { .. } | StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+                Ok(manifest) => Ok(Some(manifest)),
+                Err(StoreError::Corrupt { .. } | StoreError::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
             }
-        }
-        Ok(manifests)
+        })?;
+        Ok(read.into_iter().flatten().collect())
     }
 }
 
@@ -205,6 +264,7 @@ mod tests {
             path,
             rows: 1,
             bytes: part.len() as u64,
+            digest: RowsDigest("0".repeat(48)),
         }];
         let dataset = Dataset {
             digest: Digest::of(b"rows"),
@@ -225,6 +285,10 @@ mod tests {
                 version: "0.1.0".to_owned(),
                 backend: Some(backend.to_owned()),
             },
+            generation: 0,
+            quarantined: 0,
+            parts: vec![],
+            replayed_from: None,
         }
     }
 
@@ -307,7 +371,10 @@ mod tests {
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         let ours = manifest(&store, b"part", "ours");
         store
-            .create(&layout::manifest(&ours.key), "{ half".as_bytes().to_vec())
+            .create(
+                &layout::manifest(&ours.key, 0),
+                "{ half".as_bytes().to_vec(),
+            )
             .unwrap();
         assert!(matches!(
             store.lookup(&ours.key).unwrap(),

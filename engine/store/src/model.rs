@@ -1,15 +1,25 @@
 //! Model folders: copied in file by file, named by their content, and handed out as local folders.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use engine_core::ModelFolder;
 use engine_core::artifact::FileRef;
+use engine_core::{Digest, ModelFolder};
 
-use crate::external::{folder_digest, folder_files};
+use crate::cache_folder::cache_folder;
+use crate::external::{file_digest, folder_digest, folder_files};
 use crate::{Result, Store, StoreError, layout};
 
 /// Larger files are copied in pieces.
 const ONE_PUT_BYTES: u64 = 64 << 20;
+/// Name of a folder of the cache that is not complete.
+const PARTIAL: &str = "partial-";
+/// How often a copy tries to get its place in the cache against other processes.
+const PLACE_ATTEMPTS: usize = 8;
+/// How long a model stays in the cache that nobody uses.
+const KEEP_UNUSED: Duration = Duration::from_hours(30 * 24);
+/// How long a copy may take.
+const KEEP_PARTIAL: Duration = Duration::from_hours(24);
 
 impl Store {
     /// Copies the files of a local folder into the store.
@@ -30,23 +40,35 @@ impl Store {
             digest,
             files,
         };
-        for file in &model.files {
-            let (from, to) = (folder.join(&file.name), object(&model, file));
+        let paths: Vec<String> = model
+            .files
+            .iter()
+            .map(|file| object(&model, file))
+            .collect();
+        let sizes = self.sizes(&paths.iter().map(String::as_str).collect::<Vec<_>>())?;
+        for ((file, to), size) in model.files.iter().zip(&paths).zip(sizes) {
+            let from = folder.join(&file.name);
+            if size == Some(file.bytes) {
+                continue;
+            }
             if file.bytes > ONE_PUT_BYTES {
-                self.create_from_file(&to, &from, file.bytes)?;
-            } else if self.size(&to)? != Some(file.bytes) {
+                self.create_from_file(to, &from, file.bytes)?;
+            } else {
                 let bytes = std::fs::read(&from).map_err(StoreError::file("read", &from))?;
-                self.create_content(&to, bytes)?;
+                if bytes.len() as u64 != file.bytes {
+                    return Err(StoreError::Changed { path: from });
+                }
+                self.create_content(to, bytes)?;
             }
         }
         Ok(model)
     }
 
-    /// A local folder with the model's files and no others: the store's own when it is on the local disk, else a copy
-    /// that is kept for the next time. Read-only.
+    /// A local folder with the model's files and no others: the store's own when it is on the local disk, else a copy in
+    /// the user's cache folder that is kept for the next time. Read-only.
     ///
     /// # Errors
-    /// When a file is missing, has another size than recorded, or the store fails.
+    /// When a file is missing, is not what was recorded, or the store fails.
     pub fn local_model_folder(&self, model: &ModelFolder) -> Result<PathBuf> {
         if let Some(folder) = self.local_path(&model.path) {
             for file in &model.files {
@@ -56,33 +78,52 @@ impl Store {
                 return Ok(folder);
             }
         }
-        let cache = std::env::temp_dir().join("metis-flow-models");
-        let folder = cache.join(model.digest.as_str());
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-        std::fs::create_dir_all(&cache).map_err(StoreError::file("make the folder", &cache))?;
-        let partial = tempfile::Builder::new()
-            .prefix("partial-")
-            .tempdir_in(&cache)
-            .map_err(StoreError::file("make a folder in", &cache))?;
-        self.copy_model(model, partial.path())?;
-        match std::fs::rename(partial.path(), &folder) {
-            Ok(()) => {
-                // It has its final name; there is nothing left to remove.
-                let _ = partial.keep();
-                Ok(folder)
-            }
-            // Somebody else was faster.
-            Err(_) if folder.is_dir() => Ok(folder),
-            Err(error) => Err(StoreError::file("make the folder", folder)(error)),
-        }
+        let cache = cache_folder("models")
+            .map_err(StoreError::file("make the cache folder for", "models"))?;
+        self.cached_model_folder(model, &cache)
     }
 
-    /// Copies the model's files into a local folder, which is made when it does not exist.
+    fn cached_model_folder(&self, model: &ModelFolder, cache: &Path) -> Result<PathBuf> {
+        let folder = cache.join(model.digest.as_str());
+        if is_intact(model, &folder) {
+            mark_used(&folder);
+            return Ok(folder);
+        }
+        sweep(cache);
+        let partial = tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(cache)
+            .map_err(StoreError::file("make a folder in", cache))?;
+        self.copy_model(model, partial.path())?;
+        for _ in 0..PLACE_ATTEMPTS {
+            if std::fs::rename(partial.path(), &folder).is_ok() {
+                // It has its final name; there is nothing left to remove.
+                let _ = partial.keep();
+                mark_used(&folder);
+                return Ok(folder);
+            }
+            // Somebody else was faster, or what is there is damaged and makes room.
+            if is_intact(model, &folder) {
+                return Ok(folder);
+            }
+            let aside = tempfile::Builder::new()
+                .prefix(PARTIAL)
+                .tempdir_in(cache)
+                .map_err(StoreError::file("make a folder in", cache))?;
+            let _ = std::fs::rename(&folder, aside.path());
+        }
+        Err(StoreError::File {
+            action: "put a model into the cache folder",
+            path: folder,
+            source: std::io::Error::other("others keep changing it"),
+        })
+    }
+
+    /// Copies the model's files into a local folder, which is made when it does not exist. What comes from a store that is
+    /// not on the local disk is checked by its digests.
     ///
     /// # Errors
-    /// When a file is missing in the store or the folder cannot be written.
+    /// When a file is missing in the store or damaged, or the folder cannot be written.
     pub fn copy_model(&self, model: &ModelFolder, folder: &Path) -> Result<()> {
         for file in &model.files {
             let (from, to) = (object(model, file), folder.join(&file.name));
@@ -90,14 +131,25 @@ impl Store {
                 std::fs::create_dir_all(parent)
                     .map_err(StoreError::file("make the folder", parent))?;
             }
+            self.check_size(&from, file.bytes)?;
             match self.local_path(&from) {
                 Some(source) => {
-                    self.check_size(&from, file.bytes)?;
                     std::fs::copy(source, &to).map_err(StoreError::file("write", &to))?;
                 }
                 None => {
-                    std::fs::write(&to, self.get(&from)?)
-                        .map_err(StoreError::file("write", &to))?;
+                    let failed = || StoreError::file("write", &to);
+                    let mut copy = std::fs::File::create(&to).map_err(failed())?;
+                    let mut hasher = blake3::Hasher::new();
+                    self.read_to_file(&from, file.bytes, &mut copy, |bytes| {
+                        hasher.update(bytes);
+                    })?;
+                    if Digest::from(hasher.finalize()) != file.digest {
+                        return Err(StoreError::Corrupt {
+                            path: from,
+                            message: "its bytes do not have the digest that was recorded"
+                                .to_owned(),
+                        });
+                    }
                 }
             }
         }
@@ -116,6 +168,59 @@ impl Store {
             }),
         }
     }
+}
+
+/// Whether a folder of the cache is the model: neither cut nor altered nor with files that are none of the model's.
+fn is_intact(model: &ModelFolder, folder: &Path) -> bool {
+    let is_file = |file: &FileRef| {
+        let path = folder.join(&file.name);
+        std::fs::metadata(&path).is_ok_and(|found| found.len() == file.bytes)
+            && file_digest(&path).is_ok_and(|(digest, _)| digest == file.digest)
+    };
+    folder.is_dir()
+        && matches!(has_strays(model, folder), Ok(false))
+        && model.files.iter().all(is_file)
+}
+
+/// Notes that a folder of the cache is in use: its age counts from the last time.
+fn mark_used(folder: &Path) {
+    if let Ok(folder) = std::fs::File::open(folder) {
+        let _ = folder.set_modified(now());
+    }
+}
+
+/// Removes from the cache what was not used for long, and what killed processes left half done. Failing harms nobody.
+fn sweep(cache: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let is_partial = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(PARTIAL.as_bytes());
+        let keep = if is_partial {
+            KEEP_PARTIAL
+        } else {
+            KEEP_UNUSED
+        };
+        let age = entry
+            .metadata()
+            .and_then(|of| of.modified())
+            .ok()
+            .and_then(|used| now().duration_since(used).ok());
+        if age.is_some_and(|age| age > keep) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a copy in the cache is kept changes no result"
+)]
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Whether a folder has files that are none of the model's: what a process left behind that was killed while it wrote.
@@ -206,6 +311,52 @@ mod tests {
         assert!(!clean.join("config.json#1").exists());
         assert_eq!(store.import_model(&clean).unwrap(), model);
         std::fs::remove_dir_all(clean).unwrap();
+    }
+
+    #[test]
+    fn a_copy_in_the_cache_is_checked_before_it_is_used_again() {
+        let (source, cache) = (folder(), tempfile::tempdir().unwrap());
+        let store = Store::open("memory://").unwrap();
+        let model = store.import_model(source.path()).unwrap();
+        let copy = store.cached_model_folder(&model, cache.path()).unwrap();
+        let weights = copy.join("model.safetensors");
+        std::fs::write(&weights, [8_u8; 1000]).unwrap();
+        std::fs::write(copy.join("stray"), "").unwrap();
+        assert_eq!(
+            store.cached_model_folder(&model, cache.path()).unwrap(),
+            copy
+        );
+        assert_eq!(std::fs::read(&weights).unwrap(), [7_u8; 1000]);
+        assert!(!copy.join("stray").exists());
+    }
+
+    #[test]
+    fn many_that_need_a_copy_at_once_all_get_it() {
+        let (source, cache) = (folder(), tempfile::tempdir().unwrap());
+        let store = Store::open("memory://").unwrap();
+        let model = store.import_model(source.path()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let copy = store.cached_model_folder(&model, cache.path()).unwrap();
+                    assert!(is_intact(&model, &copy));
+                });
+            }
+        });
+        let left = std::fs::read_dir(cache.path()).unwrap().count();
+        assert_eq!(left, 1);
+    }
+
+    #[test]
+    fn bytes_that_a_store_altered_are_refused() {
+        let (source, cache) = (folder(), tempfile::tempdir().unwrap());
+        let store = Store::open("memory://").unwrap();
+        let model = store.import_model(source.path()).unwrap();
+        let weights = format!("{}/model.safetensors", model.path);
+        store.remove(&weights).unwrap();
+        store.create(&weights, vec![8_u8; 1000]).unwrap();
+        let error = store.cached_model_folder(&model, cache.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
 
     #[test]

@@ -5,16 +5,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
-use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::{TryStreamExt as _, stream};
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+use object_store::{
+    MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions,
+    PutPayload,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use url::Url;
 
+use crate::backend::{self, registry, runtime};
 use crate::{Result, StoreError};
+
+/// Large objects travel in pieces of this size.
+const PIECE_BYTES: usize = 16 << 20;
+/// Pieces that are on their way at once, where there is a way.
+const PIECES_AT_ONCE: usize = 4;
+/// How often an upload in pieces is begun anew.
+const UPLOAD_ATTEMPTS: usize = 20;
+/// Objects that are asked for at once.
+const LOOKS_AT_ONCE: usize = 32;
 
 /// A store. Clones share it.
 #[derive(Clone)]
@@ -23,6 +34,8 @@ pub struct Store {
     url: String,
     /// Folder of a store on the local disk.
     root: Option<PathBuf>,
+    /// Whether operations wait for sockets or timers.
+    is_remote: bool,
 }
 
 impl fmt::Debug for Store {
@@ -35,59 +48,20 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store at a folder or URL (`file://`, `memory://`); a folder is made when it does not exist.
+    /// Opens the store at a folder or URL: `file://`, `s3://bucket/prefix`, `gs://`, `az://`, `memory://`, each also with
+    /// `chaos+` in front and `?seed=3&rate=0.05` behind, for a store that fails on purpose. A folder is made when it does
+    /// not exist. Credentials come from the environment.
     ///
     /// # Errors
-    /// When the address is no folder or URL that this build knows, or the folder cannot be made.
+    /// When the address is no folder or URL of a known kind, the folder cannot be made, or the service does not answer or
+    /// refuses.
     pub fn open(location: &str) -> Result<Self> {
-        let Some((scheme, _)) = location.split_once("://") else {
-            return Self::open_folder(Path::new(location));
-        };
-        let bad = |message: String| StoreError::Url {
-            url: location.to_owned(),
-            message,
-        };
-        let url = Url::parse(location).map_err(|error| bad(error.to_string()))?;
-        // The one place that knows the kinds of store.
-        match scheme {
-            "file" => {
-                let folder = url
-                    .to_file_path()
-                    .map_err(|()| bad("is no absolute path".to_owned()))?;
-                Self::open_folder(&folder)
-            }
-            "memory" => Ok(Self {
-                objects: Arc::new(InMemory::new()),
-                url: location.to_owned(),
-                root: None,
-            }),
-            "s3" | "gs" | "az" | "abfs" | "abfss" => Err(bad(format!(
-                "this build has no `{scheme}` backend; use a folder on the local disk or a mounted file system"
-            ))),
-            _ => Err(bad(format!(
-                "unknown kind of store `{scheme}`; use a folder, file:// or memory://"
-            ))),
-        }
-    }
-
-    fn open_folder(folder: &Path) -> Result<Self> {
-        let absolute =
-            std::path::absolute(folder).map_err(StoreError::file("find the folder", folder))?;
-        std::fs::create_dir_all(&absolute)
-            .map_err(StoreError::file("make the store's folder", &absolute))?;
-        let root = absolute
-            .canonicalize()
-            .map_err(StoreError::file("open the store's folder", &absolute))?;
-        let url = Url::from_directory_path(&root).map_err(|()| StoreError::Url {
-            url: root.display().to_string(),
-            message: "is no absolute path".to_owned(),
-        })?;
-        let objects =
-            LocalFileSystem::new_with_prefix(&root).map_err(StoreError::object("open", "."))?;
+        let backend = backend::open(location)?;
         Ok(Self {
-            objects: Arc::new(objects),
-            url: url.to_string(),
-            root: Some(root),
+            objects: backend.objects,
+            url: backend.url,
+            root: backend.root,
+            is_remote: backend.is_remote,
         })
     }
 
@@ -112,13 +86,17 @@ impl Store {
     /// URL of an object.
     #[must_use]
     pub fn object_url(&self, path: &str) -> String {
-        format!("{}/{path}", self.url.trim_end_matches('/'))
+        registry::object_url(&self.url, path)
     }
 
     /// Whether another process can open the same store.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        !self.url.starts_with("memory://")
+        !self.url.contains("memory://")
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        runtime::block_on(self.is_remote, future)
     }
 
     /// Local path of an object, for a store on the local disk.
@@ -132,7 +110,7 @@ impl Store {
         let put = self
             .objects
             .put_opts(&location, bytes.into(), PutMode::Create.into());
-        match block_on(put) {
+        match self.wait(put) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
             Err(error) => Err(StoreError::object("write", path)(error)),
@@ -145,61 +123,157 @@ impl Store {
         if self.create(path, bytes.clone())? || self.size(path)? == Some(bytes.len() as u64) {
             return Ok(());
         }
-        // What lies there was cut by a fault of the disk or by hand. Its name says what it must be.
-        self.remove(path)?;
-        self.create(path, bytes).map(|_| ())
+        // What lies there was cut by a crash or by hand. Its name says what it must be, so that replacing it at one stroke
+        // takes nothing from anyone.
+        let location = object_path(path)?;
+        let put = self
+            .objects
+            .put_opts(&location, bytes.into(), PutMode::Overwrite.into());
+        self.wait(put).map_err(StoreError::object("write", path))?;
+        Ok(())
     }
 
-    /// Writes a large object that is named by its content, in pieces, unless it is there.
+    /// Writes a large object that is named by its content, in pieces, unless it is there. Memory is bounded.
     pub(crate) fn create_from_file(&self, path: &str, file: &Path, bytes: u64) -> Result<()> {
-        const PIECE: usize = 16 << 20;
-        if self.size(path)? == Some(bytes) {
-            return Ok(());
-        }
-        let failed = || StoreError::file("read", file);
-        let mut reader = std::fs::File::open(file).map_err(failed())?;
         let location = object_path(path)?;
-        let mut upload = block_on(
-            self.objects
-                .put_multipart_opts(&location, object_store::PutMultipartOptions::default()),
-        )
-        .map_err(StoreError::object("write", path))?;
+        let mut attempt = 0;
         loop {
-            let mut piece = Vec::with_capacity(PIECE);
-            std::io::Read::read_to_end(
-                &mut std::io::Read::take(&mut reader, PIECE as u64),
-                &mut piece,
-            )
-            .map_err(failed())?;
+            if self.size(path)? == Some(bytes) {
+                return Ok(());
+            }
+            attempt += 1;
+            let mut reader = std::fs::File::open(file).map_err(StoreError::file("read", file))?;
+            match self.wait(self.upload(&location, &mut reader)) {
+                Ok(sent) if sent == bytes => return Ok(()),
+                Ok(_) => {
+                    self.remove(path)?;
+                    let path = file.to_owned();
+                    return Err(StoreError::Changed { path });
+                }
+                Err(UploadError::File(error)) => {
+                    return Err(StoreError::file("read", file)(error));
+                }
+                Err(UploadError::Store(error)) => {
+                    if attempt == UPLOAD_ATTEMPTS || !backend::explain::is_transient(&error) {
+                        return Err(StoreError::object("write", path)(error));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn upload(
+        &self,
+        location: &ObjectPath,
+        reader: &mut std::fs::File,
+    ) -> std::result::Result<u64, UploadError> {
+        let options = PutMultipartOptions::default();
+        let mut upload = self.objects.put_multipart_opts(location, options).await?;
+        match self.send_pieces(upload.as_mut(), reader).await {
+            Ok(sent) => {
+                upload.complete().await?;
+                Ok(sent)
+            }
+            Err(error) => {
+                // What was sent is of no use; a service that cannot even be told so removes it some day.
+                let _ = upload.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn send_pieces(
+        &self,
+        upload: &mut dyn MultipartUpload,
+        reader: &mut std::fs::File,
+    ) -> std::result::Result<u64, UploadError> {
+        let at_once = if self.is_remote { PIECES_AT_ONCE } else { 1 };
+        let mut on_their_way = FuturesUnordered::new();
+        let mut sent = 0;
+        loop {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            let mut next = std::io::Read::take(&mut *reader, PIECE_BYTES as u64);
+            std::io::Read::read_to_end(&mut next, &mut piece).map_err(UploadError::File)?;
             if piece.is_empty() {
                 break;
             }
-            block_on(upload.put_part(PutPayload::from(piece)))
-                .map_err(StoreError::object("write", path))?;
+            sent += piece.len() as u64;
+            on_their_way.push(upload.put_part(PutPayload::from(piece)));
+            while on_their_way.len() >= at_once {
+                on_their_way.try_next().await?;
+            }
         }
-        block_on(upload.complete()).map_err(StoreError::object("write", path))?;
+        while on_their_way.try_next().await?.is_some() {}
+        Ok(sent)
+    }
+
+    /// Copies a large object into a file and gives its bytes to `see` on the way, in order. Memory is bounded.
+    pub(crate) fn read_to_file(
+        &self,
+        path: &str,
+        bytes: u64,
+        file: &mut std::fs::File,
+        mut see: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let location = object_path(path)?;
+        let starts = (0..bytes).step_by(PIECE_BYTES);
+        let pieces = stream::iter(starts.map(|start| {
+            let end = bytes.min(start + PIECE_BYTES as u64);
+            self.objects.get_range(&location, start..end)
+        }))
+        .buffered(if self.is_remote { PIECES_AT_ONCE } else { 1 });
+        let mut pieces = std::pin::pin!(pieces);
+        while let Some(piece) = self.wait(pieces.next()) {
+            let piece = piece.map_err(StoreError::object("read", path))?;
+            see(&piece);
+            std::io::Write::write_all(file, &piece)
+                .map_err(StoreError::file("write a copy of", path))?;
+        }
         Ok(())
     }
 
     /// Bytes of an object.
     pub(crate) fn get(&self, path: &str) -> Result<Bytes> {
         let location = object_path(path)?;
-        block_on(async { self.objects.get(&location).await?.bytes().await })
+        self.wait(async { self.objects.get(&location).await?.bytes().await })
             .map_err(StoreError::object("read", path))
     }
 
     /// Size of an object, if it exists.
     pub(crate) fn size(&self, path: &str) -> Result<Option<u64>> {
-        match block_on(self.objects.head(&object_path(path)?)) {
+        match self.wait(self.objects.head(&object_path(path)?)) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(StoreError::object("look for", path)(error)),
         }
     }
 
+    /// Sizes of many objects, none for those that do not exist. Where the store is a network away, the looks overlap.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn sizes(&self, paths: &[&str]) -> Result<Vec<Option<u64>>> {
+        if !self.is_remote {
+            return paths.iter().map(|path| self.size(path)).collect();
+        }
+        let look = |path: &str| {
+            let location = object_path(path);
+            let path = path.to_owned();
+            async move {
+                match self.objects.head(&location?).await {
+                    Ok(meta) => Ok(Some(meta.size)),
+                    Err(object_store::Error::NotFound { .. }) => Ok(None),
+                    Err(error) => Err(StoreError::object("look for", &path)(error)),
+                }
+            }
+        };
+        let looks = stream::iter(paths.iter().map(|path| look(path))).buffered(LOOKS_AT_ONCE);
+        self.wait(looks.try_collect())
+    }
+
     /// Removes an object, if it exists.
     pub(crate) fn remove(&self, path: &str) -> Result<()> {
-        match block_on(self.objects.delete(&object_path(path)?)) {
+        match self.wait(self.objects.delete(&object_path(path)?)) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(StoreError::object("remove", path)(error)),
         }
@@ -208,14 +282,15 @@ impl Store {
     /// Objects under a prefix.
     pub(crate) fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         let location = object_path(prefix)?;
-        block_on(self.objects.list(Some(&location)).try_collect())
+        self.wait(self.objects.list(Some(&location)).try_collect())
             .map_err(StoreError::object("list", prefix))
     }
 
     /// Names of the folders directly under a prefix, sorted.
     pub(crate) fn list_folders(&self, prefix: &str) -> Result<Vec<String>> {
         let location = object_path(prefix)?;
-        let listing = block_on(self.objects.list_with_delimiter(Some(&location)))
+        let listing = self
+            .wait(self.objects.list_with_delimiter(Some(&location)))
             .map_err(StoreError::object("list", prefix))?;
         let mut names: Vec<String> = listing
             .common_prefixes
@@ -242,9 +317,18 @@ impl Store {
     }
 }
 
-/// Waits for an operation of the object store. Local and in-memory stores complete on the calling thread.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    futures::executor::block_on(future)
+/// Why an upload stopped.
+enum UploadError {
+    /// The file cannot be read.
+    File(std::io::Error),
+    /// The store failed.
+    Store(object_store::Error),
+}
+
+impl From<object_store::Error> for UploadError {
+    fn from(error: object_store::Error) -> Self {
+        Self::Store(error)
+    }
 }
 
 fn object_path(path: &str) -> Result<ObjectPath> {
@@ -257,21 +341,6 @@ fn object_path(path: &str) -> Result<ObjectPath> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn other_kinds_of_store_are_refused_with_their_name() {
-        let message = Store::open("s3://bucket/prefix").unwrap_err().to_string();
-        assert!(
-            message.contains("s3://bucket/prefix") && message.contains("no `s3` backend"),
-            "{message}"
-        );
-        assert!(
-            Store::open("ftp://host")
-                .unwrap_err()
-                .to_string()
-                .contains("unknown kind of store `ftp`")
-        );
-    }
 
     #[test]
     fn a_put_never_replaces_an_object() {

@@ -129,7 +129,7 @@ impl OperatorConfig for Distill {
     }
 
     fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::new(Order::Any)?;
+        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
         session.register_function(draw(context.seed));
         for port in ["prompts", "rollouts", "verdicts"] {
             session.register_port(io, port)?;

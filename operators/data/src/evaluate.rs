@@ -63,7 +63,7 @@ impl OperatorConfig for Evaluate {
     }
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::new(Order::Any)?;
+        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
         session.register_port(io, "verdicts")?;
         session.register_port(io, "prompts")?;
         let frame = session.sql(&format!(

@@ -3,6 +3,7 @@
 mod distill;
 mod draw;
 mod evaluate;
+mod exec;
 mod filter_by_pass_rate;
 mod judged;
 mod messages;
@@ -19,6 +20,7 @@ use engine_core::Registry;
 
 pub use distill::{Distill, Keep};
 pub use evaluate::{Evaluate, wilson_interval};
+pub use exec::{ColumnType, Exec, Output, RowsRule};
 pub use filter_by_pass_rate::FilterByPassRate;
 pub use messages::MessagesBuilder;
 pub use mix::Mix;
@@ -31,6 +33,7 @@ pub use verify::Verify;
 pub fn register(registry: &mut Registry) {
     registry.register::<Distill>();
     registry.register::<Evaluate>();
+    registry.register::<Exec>();
     registry.register::<FilterByPassRate>();
     registry.register::<Mix>();
     registry.register::<Score>();

@@ -52,7 +52,7 @@ impl OperatorConfig for Mix {
     }
 
     fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::new(Order::Any)?;
+        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
         session.register_function(draw(context.seed));
         session.register_port(io, "examples")?;
         let frame = session.sql(&self.query())?;

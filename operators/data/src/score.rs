@@ -52,7 +52,7 @@ impl OperatorConfig for Score {
     }
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::new(Order::Any)?;
+        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
         session.register_port(io, "verdicts")?;
         let (accuracy, format) = (self.0.accuracy, self.0.format);
         let frame = session.sql(&format!(

@@ -1,31 +1,39 @@
 //! source: reads prompts from Parquet files, in the layout of EasyR1 and Hugging Face `datasets` or any other by mapping
 //! its columns.
 //!
-//! Images are decoded once to check them and kept in the store by digest. A row that cannot be used stops the stage with
-//! its file and row; nothing is dropped.
+//! Images are decoded once to check them and kept in the store by digest. A row that cannot be used fails
+//! with its file and row; nothing is dropped.
 
 mod images;
+mod rows;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, LargeStringArray, LargeStringBuilder, RecordBatch};
-use engine_core::operator::{Family, missing_externals};
-use engine_core::{
-    External, Fault, OperatorConfig, OperatorError, OperatorKind, Placement, PortType, PortTypes,
-    Ports, Progress, StageContext, StageEvent, StageIo,
+use arrow::array::{
+    Array, ArrayRef, AsArray, LargeListArray, LargeStringArray, LargeStringBuilder, RecordBatch,
+    UInt32Array,
 };
+use arrow::compute::take_record_batch;
+use engine_core::operator::{BatchReader, Family, missing_externals};
+use engine_core::{
+    External, FailedRow, Fault, MapOperator, MapOutput, MapPart, MapTask, OperatorConfig,
+    OperatorError, OperatorKind, Placement, PortType, PortTypes, Ports, StageContext, StageView,
+};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
 
 use crate::messages::MessagesBuilder;
-use images::Picture;
+use rows::Files;
 use table::SourceFile;
+
+/// Images that are on their way into the store side by side.
+const PUTS_AT_ONCE: usize = 8;
 
 /// Where an image stands in the text of a problem.
 const PLACEHOLDER: &str = "<image>";
@@ -126,6 +134,7 @@ impl OperatorConfig for Source {
         vec![External {
             pointer: "/path".to_owned(),
             path: self.path.clone(),
+            content: engine_core::ExternalContent::Rows,
         }]
     }
 
@@ -151,182 +160,196 @@ impl OperatorConfig for Source {
         Vec::new()
     }
 
-    fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let data_error = |fault: Fault| OperatorError::Data(fault.message);
-        let mut reader = Reader {
-            config: self,
-            seen: HashMap::new(),
-            files: Vec::new(),
-            rows: 0,
-        };
-        let files = table::files(context.root, &self.path).map_err(data_error)?;
-        let mut opened = Vec::new();
-        for path in &files {
-            let file = SourceFile::open(path).map_err(data_error)?;
-            if let Some(fault) = file.faults(&self.columns).into_iter().next() {
-                return Err(data_error(fault));
-            }
-            opened.push(file);
+    fn as_map(&self) -> Option<&dyn MapOperator> {
+        Some(self)
+    }
+}
+
+impl MapOperator for Source {
+    fn rows_port(&self) -> Option<&str> {
+        None
+    }
+
+    fn outside_rows(&self, context: &StageContext<'_>) -> Result<BatchReader, OperatorError> {
+        Ok(Files::open(self, context.root)?.read())
+    }
+
+    fn outside_total(&self, context: &StageContext<'_>) -> Option<u64> {
+        let files = Files::open(self, context.root).ok()?;
+        Some(files.total())
+    }
+
+    fn row_place(&self, context: &StageContext<'_>, row: u64) -> Option<String> {
+        Files::open(self, context.root).ok()?.place(row)
+    }
+
+    /// The rows have names of ours already, and how many are read is no matter of a row.
+    fn part_config(&self, canonical: &serde_json::Value) -> serde_json::Value {
+        let mut config = canonical.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.remove("path");
+            config.remove("limit");
+            config.insert("columns".to_owned(), self.columns.id.is_some().into());
         }
-        let in_files: u64 = opened.iter().map(SourceFile::rows).sum();
-        let total = self.limit.map_or(in_files, |limit| limit.min(in_files));
-        for file in opened {
-            reader.files.push(file.name().to_owned());
-            let mut row = 0;
-            for batch in file.batches(&self.columns)? {
-                let mut batch = batch?;
-                let room = usize::try_from(total - reader.rows).unwrap_or(usize::MAX);
-                batch = batch.slice(0, batch.num_rows().min(room));
-                if batch.num_rows() == 0 {
-                    break;
-                }
-                if io.is_cancelled() {
-                    return Err(OperatorError::Interrupted);
-                }
-                let prompts = reader.prompts(&batch, row, io)?;
-                row += batch.num_rows();
-                reader.rows += batch.num_rows() as u64;
-                io.write("prompts", prompts)?;
-                let progress = Progress {
-                    done: reader.rows,
-                    total: Some(total),
-                    unit: "rows".to_owned(),
-                    ..Progress::default()
-                };
-                io.event(StageEvent::Progress(progress));
-            }
-        }
-        if reader.rows == 0 {
-            io.write(
-                "prompts",
-                RecordBatch::new_empty(TableName::Prompts.schema()),
-            )?;
-        }
-        Ok(())
+        config
+    }
+
+    fn start<'a>(
+        &'a self,
+        _context: &'a StageContext<'a>,
+        view: &'a dyn StageView,
+    ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
+        Ok(Box::new(Reader { config: self, view }))
     }
 }
 
 /// Turns rows of the files into prompts.
 struct Reader<'a> {
     config: &'a Source,
-    /// For each prompt id, the file (by index) and row that it came from.
-    seen: HashMap<String, (usize, usize)>,
-    files: Vec<String>,
-    rows: u64,
+    view: &'a dyn StageView,
+}
+
+impl MapTask for Reader<'_> {
+    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
+        let faults: Vec<Option<String>> = (0..part.rows.num_rows())
+            .into_par_iter()
+            .map(|row| fault(part.rows, row))
+            .collect();
+        let good: UInt32Array = (0_u32..)
+            .zip(&faults)
+            .filter(|(_, fault)| fault.is_none())
+            .map(|(row, _)| Some(row))
+            .collect();
+        let prompts = if good.len() == faults.len() {
+            self.prompts(part.rows)?
+        } else {
+            self.prompts(&take_record_batch(part.rows, &good)?)?
+        };
+        let failed = faults
+            .into_iter()
+            .enumerate()
+            .filter_map(|(row, fault)| fault.map(|error| FailedRow { row, error }));
+        Ok(MapOutput {
+            slices: vec![[("prompts".to_owned(), prompts)].into()],
+            failed: failed.collect(),
+            tokens: 0,
+        })
+    }
 }
 
 impl Reader<'_> {
-    /// The prompts of a batch whose first row is row `first` of the current file.
-    fn prompts(
-        &mut self,
-        batch: &RecordBatch,
-        first: usize,
-        io: &mut dyn StageIo,
-    ) -> Result<RecordBatch, OperatorError> {
-        let columns = &self.config.columns;
-        let problems = table::text(batch, &columns.problem)?;
-        let answers = table::text(batch, &columns.answer)?;
-        let ids = columns
-            .id
-            .as_ref()
-            .map(|name| table::text(batch, name))
-            .transpose()?;
-        let pictures = self.pictures(batch, columns.images_in(batch.schema_ref()), first, io)?;
+    /// The prompts of rows without fault.
+    fn prompts(&self, rows: &RecordBatch) -> Result<RecordBatch, OperatorError> {
+        let problems = text(rows, rows::PROBLEM)?;
+        let answers = text(rows, rows::ANSWER)?;
+        let ids = rows.column_by_name(rows::ID).map(AsArray::as_string::<i64>);
+        let pictures = self.store_images(rows)?;
         let mut messages = MessagesBuilder::default();
         let mut prompt_ids = LargeStringBuilder::new();
-        for (row, pictures) in pictures.iter().enumerate() {
-            let place = |message: String| self.fault(first + row, &message);
-            let problem = filled(&problems, row)
-                .ok_or_else(|| place(format!("column `{}` has no text", columns.problem)))?;
-            let answer = filled(&answers, row).ok_or_else(|| {
-                place(format!(
-                    "column `{}` has no answer; every prompt needs one that can be checked",
-                    columns.answer
-                ))
-            })?;
-            let id = match &ids {
-                Some(ids) => {
-                    let name = columns.id.as_deref().unwrap_or_default();
-                    filled(ids, row)
-                        .ok_or_else(|| place(format!("column `{name}` has no id")))?
-                        .to_owned()
-                }
-                None => content_id(problem, answer, pictures),
-            };
+        for row in 0..rows.num_rows() {
+            let images = pictures.get(row).map_or(&[][..], Vec::as_slice);
+            let problem = problems.value(row);
+            match ids {
+                Some(ids) => prompt_ids.append_value(ids.value(row)),
+                None => prompt_ids.append_value(content_id(problem, answers.value(row), images)),
+            }
             if let Some(system) = &self.config.system {
                 messages.message("system");
                 messages.text(system);
             }
             messages.message("user");
-            add_problem(&mut messages, problem, pictures).map_err(place)?;
+            add_problem(&mut messages, problem, images);
             messages.end_row();
-            self.remember(&id, first + row)?;
-            prompt_ids.append_value(id);
         }
         let source = self.config.name.as_deref().unwrap_or("data");
-        let optional = |name: &Option<String>| -> Result<ArrayRef, OperatorError> {
-            Ok(match name {
-                Some(name) => Arc::new(table::text(batch, name)?),
-                None => Arc::new(LargeStringArray::new_null(batch.num_rows())),
-            })
+        let optional = |name: &str| -> ArrayRef {
+            rows.column_by_name(name).map_or_else(
+                || Arc::new(LargeStringArray::new_null(rows.num_rows())) as ArrayRef,
+                Arc::clone,
+            )
         };
+        let sources = std::iter::repeat_n(source, rows.num_rows());
         let arrays: Vec<ArrayRef> = vec![
             Arc::new(prompt_ids.finish()),
             messages.finish(),
             Arc::new(answers.clone()),
-            optional(&columns.solution)?,
-            optional(&columns.category)?,
-            Arc::new(LargeStringArray::from_iter_values(std::iter::repeat_n(
-                source,
-                batch.num_rows(),
-            ))),
+            optional(rows::SOLUTION),
+            optional(rows::CATEGORY),
+            Arc::new(LargeStringArray::from_iter_values(sources)),
         ];
         Ok(RecordBatch::try_new(TableName::Prompts.schema(), arrays)?)
     }
 
-    /// Digests of the images of every row, which are checked and stored.
-    fn pictures(
-        &self,
-        batch: &RecordBatch,
-        column: Option<&str>,
-        first: usize,
-        io: &mut dyn StageIo,
-    ) -> Result<Vec<Vec<String>>, OperatorError> {
-        let Some(array) = column.and_then(|name| batch.column_by_name(name)) else {
-            return Ok(vec![Vec::new(); batch.num_rows()]);
+    /// Puts the images of all rows into the store and returns their digests; nothing for rows without a column of images.
+    fn store_images(&self, rows: &RecordBatch) -> Result<Vec<Vec<String>>, OperatorError> {
+        let Some(images) = images_of(rows) else {
+            return Ok(Vec::new());
         };
-        let pictures = images::pictures(array);
-        images::check(&pictures).map_err(|(row, message)| self.fault(first + row, &message))?;
-        let mut digests = Vec::with_capacity(pictures.len());
-        for row in &pictures {
-            let row: Result<Vec<String>, OperatorError> = row
-                .iter()
-                .map(|picture: &Picture| io.put_media(&picture.bytes))
+        let store_row = |row: usize| -> Result<Vec<String>, OperatorError> {
+            if images.is_null(row) {
+                return Ok(Vec::new());
+            }
+            let items = images.value(row);
+            let items = items.as_binary::<i64>();
+            let stored = items.iter().flatten();
+            stored.map(|bytes| self.view.put_media(bytes)).collect()
+        };
+        // Threads of their own: they wait for the store, and the cores have better things to do.
+        let lane_rows = images.len().div_ceil(PUTS_AT_ONCE).max(1);
+        let rows: Vec<usize> = (0..images.len()).collect();
+        std::thread::scope(|scope| {
+            let lanes: Vec<_> = rows
+                .chunks(lane_rows)
+                .map(|lane| {
+                    let lane = move || lane.iter().map(|row| store_row(*row)).collect::<Vec<_>>();
+                    scope.spawn(lane)
+                })
                 .collect();
-            digests.push(row?);
-        }
-        Ok(digests)
+            lanes
+                .into_iter()
+                .flat_map(|lane| lane.join().expect("storing an image does not panic"))
+                .collect()
+        })
     }
+}
 
-    fn remember(&mut self, id: &str, row: usize) -> Result<(), OperatorError> {
-        let file = self.files.len() - 1;
-        match self.seen.insert(id.to_owned(), (file, row)) {
-            None => Ok(()),
-            Some((other, other_row)) if self.config.columns.id.is_some() => Err(self.fault(
-                row,
-                &format!("the id `{id}` is also in {}, row {other_row}; ids must be unique", self.files[other]),
-            )),
-            Some((other, other_row)) => Err(self.fault(
-                row,
-                &format!("the same prompt is also in {}, row {other_row}; remove one, or name an id column with `columns: {{ id: ... }}`", self.files[other]),
-            )),
-        }
+/// What is wrong with a row.
+fn fault(rows: &RecordBatch, row: usize) -> Option<String> {
+    let is_filled = |name: &str| {
+        rows.column_by_name(name)
+            .is_none_or(|column| filled(column.as_string(), row).is_some())
+    };
+    if !is_filled(rows::PROBLEM) {
+        return Some("the question has no text".to_owned());
     }
+    if !is_filled(rows::ANSWER) {
+        return Some("there is no answer; every prompt needs one that can be checked".to_owned());
+    }
+    if !is_filled(rows::ID) {
+        return Some("there is no id; every row needs one".to_owned());
+    }
+    let images = images_of(rows);
+    let count = images
+        .filter(|images| images.is_valid(row))
+        .map_or(0, |images| images.value(row).len());
+    if let Some(Err(fault)) = images.map(|images| images::check(images, row)) {
+        return Some(fault);
+    }
+    let problem = rows.column_by_name(rows::PROBLEM)?.as_string::<i64>();
+    let placeholders = problem.value(row).matches(PLACEHOLDER).count();
+    (placeholders != 0 && placeholders != count).then(|| {
+        format!("the text has {placeholders} `{PLACEHOLDER}` and the row has {count} images")
+    })
+}
 
-    fn fault(&self, row: usize, message: &str) -> OperatorError {
-        let file = self.files.last().map_or("", String::as_str);
-        OperatorError::Data(format!("{file}, row {row} (counted from 0): {message}"))
-    }
+fn images_of(rows: &RecordBatch) -> Option<&LargeListArray> {
+    rows.column_by_name(rows::IMAGES)?.as_list_opt()
+}
+
+fn text<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a LargeStringArray, OperatorError> {
+    rows.column_by_name(name)
+        .and_then(|column| column.as_string_opt())
+        .ok_or_else(|| OperatorError::Internal(format!("column `{name}` was not read")))
 }
 
 impl Columns {
@@ -337,6 +360,7 @@ impl Columns {
     }
 }
 
+/// The text of a row, unless it is absent or blank.
 fn filled(array: &LargeStringArray, row: usize) -> Option<&str> {
     array
         .is_valid(row)
@@ -358,24 +382,13 @@ fn content_id(problem: &str, answer: &str, images: &[String]) -> String {
 }
 
 /// The parts of the user's message. Images replace their placeholders in order; without placeholders they come first.
-fn add_problem(
-    messages: &mut MessagesBuilder,
-    problem: &str,
-    images: &[String],
-) -> Result<(), String> {
-    let placeholders = problem.matches(PLACEHOLDER).count();
-    if placeholders == 0 {
+fn add_problem(messages: &mut MessagesBuilder, problem: &str, images: &[String]) {
+    if !problem.contains(PLACEHOLDER) {
         for image in images {
             messages.image(image);
         }
         messages.text(problem);
-        return Ok(());
-    }
-    if placeholders != images.len() {
-        return Err(format!(
-            "the text has {placeholders} `{PLACEHOLDER}` and the row has {} images",
-            images.len()
-        ));
+        return;
     }
     for (index, text) in problem.split(PLACEHOLDER).enumerate() {
         if index > 0 {
@@ -385,5 +398,4 @@ fn add_problem(
             messages.text(text);
         }
     }
-    Ok(())
 }

@@ -4,9 +4,12 @@
 //! same order even where the query sorts by nothing.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arrow::datatypes::Schema;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion, TreeNodeVisitor};
+use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use engine_core::operator::Family;
 use engine_core::{
@@ -17,6 +20,7 @@ use engine_query::{Order, QuerySession, storage_schema};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// A query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -47,9 +51,72 @@ impl OperatorConfig for Sql {
     }
 
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
-        let internal =
-            |error: engine_query::QueryError| vec![Fault::new("bad-query", error.to_string())];
-        let session = QuerySession::new(Order::Repeatable).map_err(internal)?;
+        let frame = self.planned(inputs)?;
+        check_repeatable(frame.logical_plan())?;
+        let schema = storage_schema(frame.schema().as_arrow());
+        check_names(&schema)?;
+        let types = PortTypes::from([(
+            "rows".to_owned(),
+            vec![PortType::Table {
+                table: TableName::Rows,
+                schema,
+            }],
+        )]);
+        planner().last = Some((self.clone(), inputs.clone(), frame));
+        Ok(types)
+    }
+
+    /// The optimised plan: spaces, comments, letter case and the order of conditions that mean the same do not count.
+    fn key_config(&self, canonical: &serde_json::Value, inputs: &PortTypes) -> serde_json::Value {
+        let planned = planner()
+            .last
+            .take()
+            .filter(|(sql, types, _)| sql == self && types == inputs);
+        let frame = match planned {
+            Some((_, _, frame)) => Some(frame),
+            None => self.planned(inputs).ok(),
+        };
+        let plan = frame.and_then(|frame| plan_text(&frame.into_optimized_plan().ok()?).ok());
+        match plan {
+            Some(plan) => json!({ "plan": plan, "datafusion": datafusion::DATAFUSION_VERSION }),
+            None => canonical.clone(),
+        }
+    }
+
+    fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
+        let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
+        for port in io.input_ports() {
+            session.register_port(io, &port)?;
+        }
+        let frame = session.sql(&self.query)?;
+        let schema = storage_schema(frame.schema().as_arrow());
+        session.write(frame, &schema, io, "rows")?;
+        Ok(())
+    }
+}
+
+impl Sql {
+    /// The query over tables without rows.
+    fn planned(&self, inputs: &PortTypes) -> Result<DataFrame, Vec<Fault>> {
+        let mut planner = planner();
+        // A session in which something panics is not used again.
+        let session = match planner.session.take() {
+            Some(session) => session,
+            None => QuerySession::new(Order::Repeatable).map_err(internal)?,
+        };
+        let planned = self.planned_in(&session, inputs);
+        for port in inputs.keys() {
+            session.deregister(port).map_err(internal)?;
+        }
+        planner.session = Some(session);
+        planned
+    }
+
+    fn planned_in(
+        &self,
+        session: &QuerySession,
+        inputs: &PortTypes,
+    ) -> Result<DataFrame, Vec<Fault>> {
         let mut faults = Vec::new();
         for (port, types) in inputs {
             match types.first() {
@@ -69,33 +136,90 @@ impl OperatorConfig for Sql {
             return Err(faults);
         }
         let names: Vec<&str> = inputs.keys().map(String::as_str).collect();
-        let frame = session.sql(&self.query).map_err(|error| {
+        session.sql(&self.query).map_err(|error| {
             vec![
                 Fault::at("bad-query", "query", error.to_string())
                     .with_help(format!("the tables are the inputs: {}", names.join(", "))),
             ]
-        })?;
-        check_repeatable(frame.logical_plan())?;
-        let schema = storage_schema(frame.schema().as_arrow());
-        check_names(&schema)?;
-        Ok(PortTypes::from([(
-            "rows".to_owned(),
-            vec![PortType::Table {
-                table: TableName::Rows,
-                schema,
-            }],
-        )]))
+        })
+    }
+}
+
+fn internal(error: engine_query::QueryError) -> Vec<Fault> {
+    vec![Fault::new("bad-query", error.to_string())]
+}
+
+/// Plans queries one by one. To make a session takes longer than to plan most queries in it.
+struct Planner {
+    session: Option<QuerySession>,
+    /// The query that was planned last: its key is asked for right after its columns.
+    last: Option<(Sql, PortTypes, DataFrame)>,
+}
+
+static PLANNER: Mutex<Planner> = Mutex::new(Planner {
+    session: None,
+    last: None,
+});
+
+fn planner() -> MutexGuard<'static, Planner> {
+    PLANNER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A plan as text that tells apart whatever gives other rows. DataFusion's own text leaves out a few things.
+fn plan_text(plan: &LogicalPlan) -> datafusion::error::Result<String> {
+    let mut text = PlanText::default();
+    plan.visit_with_subqueries(&mut text)?;
+    Ok(text.lines.join("\n"))
+}
+
+#[derive(Default)]
+struct PlanText {
+    lines: Vec<String>,
+    depth: usize,
+}
+
+impl<'n> TreeNodeVisitor<'n> for PlanText {
+    type Node = LogicalPlan;
+
+    fn f_down(&mut self, node: &'n LogicalPlan) -> datafusion::error::Result<TreeNodeRecursion> {
+        let indent = "  ".repeat(self.depth);
+        self.lines.push(format!("{indent}{}", node.display()));
+        match node {
+            LogicalPlan::Join(join) => {
+                self.lines
+                    .push(format!("{indent}  nulls: {:?}", join.null_equality));
+            }
+            LogicalPlan::Values(values) => {
+                for row in &values.values {
+                    let row: Vec<String> = row.iter().map(ToString::to_string).collect();
+                    self.lines
+                        .push(format!("{indent}  row: {}", row.join(", ")));
+                }
+            }
+            _ => {}
+        }
+        let lines = &mut self.lines;
+        let mut long = |expression: &Expr| {
+            if let Expr::Literal(
+                value @ (ScalarValue::Binary(Some(_))
+                | ScalarValue::LargeBinary(Some(_))
+                | ScalarValue::BinaryView(Some(_))
+                | ScalarValue::FixedSizeBinary(_, Some(_))),
+                _,
+            ) = expression
+            {
+                lines.push(format!("{indent}  bytes: {value:?}"));
+            }
+            Ok(TreeNodeRecursion::Continue)
+        };
+        node.apply_expressions(|expression| expression.apply(&mut long))?;
+        self.depth += 1;
+        Ok(TreeNodeRecursion::Continue)
     }
 
-    fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::new(Order::Repeatable)?;
-        for port in io.input_ports() {
-            session.register_port(io, &port)?;
-        }
-        let frame = session.sql(&self.query)?;
-        let schema = storage_schema(frame.schema().as_arrow());
-        session.write(frame, &schema, io, "rows")?;
-        Ok(())
+    fn f_up(&mut self, _node: &'n LogicalPlan) -> datafusion::error::Result<TreeNodeRecursion> {
+        self.depth -= 1;
+        Ok(TreeNodeRecursion::Continue)
     }
 }
 
@@ -198,6 +322,69 @@ mod tests {
                 .message
                 .contains("`base`")
         );
+    }
+
+    fn key(query: &str) -> serde_json::Value {
+        let inputs = PortTypes::from([
+            (
+                "verdicts".to_owned(),
+                vec![PortType::table(TableName::Verdicts)],
+            ),
+            (
+                "other".to_owned(),
+                vec![PortType::table(TableName::Verdicts)],
+            ),
+        ]);
+        let key = sql(query).key_config(&json!({ "query": query }), &inputs);
+        assert!(key.get("plan").is_some(), "{query}: {key}");
+        key
+    }
+
+    #[test]
+    fn the_spelling_of_a_query_is_not_in_its_key() {
+        let query = "select prompt_id, count(*) as n from verdicts where sample < 4 and verdict = 'correct' group by prompt_id";
+        for same in [
+            "SELECT prompt_id,  COUNT(*) AS n\n  -- a comment\nFROM verdicts\nWHERE sample < 4 AND verdict = 'correct'\nGROUP BY prompt_id",
+            "select prompt_id, count(*) n from verdicts where (sample < 2 + 2) and verdict = 'correct' group by 1",
+        ] {
+            assert_eq!(key(query), key(same), "{same}");
+        }
+    }
+
+    #[test]
+    fn what_gives_other_rows_is_in_the_key() {
+        let bytes = "arrow_cast(x'00010203040506070809";
+        let values = "select * from (values (1), (2), (3), (4), (5), (6)) as t(a)";
+        for (query, other) in [
+            (
+                "select * from verdicts where sample < 4",
+                "select * from verdicts where sample < 5",
+            ),
+            (
+                "select sample as a from verdicts",
+                "select sample as b from verdicts",
+            ),
+            (
+                "select sample from verdicts limit 3",
+                "select sample from verdicts limit 4",
+            ),
+            (
+                "select * from verdicts order by sample",
+                "select * from verdicts order by sample desc",
+            ),
+            ("select * from verdicts", "select * from other"),
+            (values, &values.replace('6', "7")),
+            (
+                &format!("select {bytes}0a', 'LargeBinary') as b from verdicts"),
+                &format!("select {bytes}0b', 'LargeBinary') as b from verdicts"),
+            ),
+            (
+                "select a.sample from verdicts a left semi join other b on a.verdict = b.verdict",
+                "select a.sample from verdicts a left semi join other b on a.verdict is not distinct from b.verdict",
+            ),
+        ] {
+            assert_ne!(key(query), key(other), "{query}");
+        }
     }
 
     #[test]

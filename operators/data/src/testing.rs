@@ -1,10 +1,10 @@
 //! A stage's surroundings for tests: inputs as Parquet files in a temporary folder, outputs in memory, and small tables.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, LargeListArray, LargeStringArray,
@@ -15,7 +15,8 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Float64Type};
 use engine_core::operator::BatchReader;
 use engine_core::{
-    Artifact, Digest, OperatorConfig, OperatorError, StageContext, StageEvent, StageIo,
+    Artifact, Digest, OperatorConfig, OperatorError, PortType, PortTypes, StageContext, StageEvent,
+    StageIo, map_whole,
 };
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -28,8 +29,8 @@ pub(crate) struct TestIo {
     pub(crate) root: PathBuf,
     inputs: BTreeMap<String, Vec<PathBuf>>,
     outputs: BTreeMap<String, Vec<RecordBatch>>,
-    media: BTreeMap<String, Vec<u8>>,
-    events: RefCell<Vec<StageEvent>>,
+    media: Mutex<BTreeMap<String, Vec<u8>>>,
+    events: Mutex<Vec<StageEvent>>,
 }
 
 impl TestIo {
@@ -41,8 +42,8 @@ impl TestIo {
             root,
             inputs: BTreeMap::new(),
             outputs: BTreeMap::new(),
-            media: BTreeMap::new(),
-            events: RefCell::default(),
+            media: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 
@@ -63,22 +64,33 @@ impl TestIo {
         self.inputs.insert(port.to_owned(), paths);
     }
 
-    /// Checks that the planned types can be had, then runs the stage.
+    /// Runs the stage; a map operator's over all its rows.
     pub(crate) fn run(
         &mut self,
         config: &dyn OperatorConfig,
         seed: u64,
     ) -> Result<(), OperatorError> {
         let root = self.root.clone();
-        config.run(
-            &StageContext {
-                stage: "test",
-                seed,
-                root: &root,
-                backend: None,
-            },
-            self,
-        )
+        let context = StageContext {
+            stage: "test",
+            seed,
+            root: &root,
+            backend: None,
+        };
+        let Some(operator) = config.as_map() else {
+            return config.run(&context, self);
+        };
+        let outputs = map_whole(operator, &context, self)?;
+        self.outputs.extend(outputs);
+        // A stage without rows has tables without rows.
+        let types = config.output_types(&PortTypes::new()).unwrap_or_default();
+        for (port, types) in types {
+            if let [PortType::Table { schema, .. }] = &types[..] {
+                let empty = || vec![RecordBatch::new_empty(Arc::clone(schema))];
+                self.outputs.entry(port).or_insert_with(empty);
+            }
+        }
+        Ok(())
     }
 
     /// All rows of an output port.
@@ -91,7 +103,7 @@ impl TestIo {
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let events = self.events.borrow();
+        let events = self.events.lock().unwrap();
         events
             .iter()
             .filter_map(|event| {
@@ -107,12 +119,15 @@ impl TestIo {
     /// The digest under which some bytes were stored.
     pub(crate) fn digest(&self, bytes: &[u8]) -> String {
         let digest = Digest::of(bytes).to_string();
-        assert!(self.media.contains_key(&digest), "these bytes were stored");
+        assert!(
+            self.media.lock().unwrap().contains_key(&digest),
+            "these bytes were stored"
+        );
         digest
     }
 }
 
-impl StageIo for TestIo {
+impl engine_core::StageView for TestIo {
     fn inputs(&self, _port: &str) -> &[Artifact] {
         &[]
     }
@@ -144,6 +159,33 @@ impl StageIo for TestIo {
         Err(OperatorError::Internal("no models here".to_owned()))
     }
 
+    fn put_media(&self, bytes: &[u8]) -> Result<String, OperatorError> {
+        let digest = Digest::of(bytes).to_string();
+        self.media
+            .lock()
+            .unwrap()
+            .insert(digest.clone(), bytes.to_vec());
+        Ok(digest)
+    }
+
+    fn media(&self, digest: &str) -> Result<Vec<u8>, OperatorError> {
+        Ok(self.media.lock().unwrap()[digest].clone())
+    }
+
+    fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn event(&self, event: StageEvent) {
+        self.events.lock().unwrap().push(event);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl StageIo for TestIo {
     fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
         self.outputs.entry(port.to_owned()).or_default().push(batch);
         Ok(())
@@ -153,26 +195,21 @@ impl StageIo for TestIo {
         Err(OperatorError::Internal("no models here".to_owned()))
     }
 
-    fn put_media(&mut self, bytes: &[u8]) -> Result<String, OperatorError> {
-        let digest = Digest::of(bytes).to_string();
-        self.media.insert(digest.clone(), bytes.to_vec());
-        Ok(digest)
+    fn resume(&mut self) -> Result<Option<engine_core::Checkpoint>, OperatorError> {
+        Ok(None)
     }
 
-    fn media(&self, digest: &str) -> Result<Vec<u8>, OperatorError> {
-        Ok(self.media[digest].clone())
-    }
-
-    fn scratch(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn event(&self, event: StageEvent) {
-        self.events.borrow_mut().push(event);
-    }
-
-    fn is_cancelled(&self) -> bool {
+    fn wants_checkpoint(&self) -> bool {
         false
+    }
+
+    fn checkpoint(
+        &mut self,
+        _step: u64,
+        _folder: &Path,
+        _state: serde_json::Value,
+    ) -> Result<(), OperatorError> {
+        Ok(())
     }
 }
 

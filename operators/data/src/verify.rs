@@ -2,20 +2,26 @@
 //!
 //! A gold answer that is missing or cannot be parsed gives `failed`, which is masked and counted, never rewarded.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod gold;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, LargeStringArray, RecordBatch};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{ArrayRef, AsArray, BooleanArray, LargeStringArray, RecordBatch};
+use arrow::compute::filter_record_batch;
 use engine_core::operator::Family;
 use engine_core::{
-    Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
-    PortTypes, Ports, Progress, StageContext, StageEvent, StageIo,
+    FailedRow, Fault, InputPort, InputType, Joined, MapOperator, MapOutput, MapPart, MapTask,
+    OperatorConfig, OperatorError, OperatorKind, Placement, PortType, PortTypes, Ports,
+    StageContext, StageEvent, StageView,
 };
 use operators_verdict::{Outcome, Verdict, VerifyConfig};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
+
+use gold::{Gold, GoldAnswers};
 
 /// How rollouts are compared with the gold answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,112 +61,114 @@ impl OperatorConfig for Verify {
         )]))
     }
 
-    fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let gold = self.gold_answers(io)?;
-        let mut done = 0;
-        let mut masked = 0;
-        for batch in io.read("rollouts")? {
-            if io.is_cancelled() {
-                return Err(OperatorError::Interrupted);
-            }
-            let batch = batch?;
-            let (judged, unusable) = self.judge(&batch, &gold)?;
-            done += judged.num_rows() as u64;
-            masked += unusable;
-            io.write("verdicts", judged)?;
-            io.event(StageEvent::Progress(Progress {
-                done,
-                unit: "rollouts".to_owned(),
-                ..Progress::default()
-            }));
-        }
-        if done == 0 {
-            io.write(
-                "verdicts",
-                RecordBatch::new_empty(TableName::Verdicts.schema()),
-            )?;
-        }
-        if masked > 0 {
-            io.event(StageEvent::Warning(format!(
-                "{masked} of {done} rollouts have no verdict (timed-out or failed) and are masked"
-            )));
-        }
-        Ok(())
+    fn as_map(&self) -> Option<&dyn MapOperator> {
+        Some(self)
     }
 }
 
-impl Verify {
-    /// Gold answers by prompt id; None where there is none or it cannot be parsed.
-    fn gold_answers(
-        &self,
-        io: &dyn StageIo,
-    ) -> Result<HashMap<String, Option<String>>, OperatorError> {
-        let mut gold = HashMap::new();
-        let mut unusable = 0_usize;
-        let mut first = None;
-        for batch in io.read("prompts")? {
-            let batch = batch?;
-            let ids = text_column(&batch, "prompt_id")?;
-            let answers = text_column(&batch, "answer")?;
-            for row in 0..batch.num_rows() {
-                let id = ids.value(row);
-                let answer = answers.is_valid(row).then(|| answers.value(row));
-                let fault = match answer {
-                    None => Some("it has none".to_owned()),
-                    Some(answer) => self
-                        .0
-                        .check_gold(answer)
-                        .err()
-                        .map(|error| error.to_string()),
-                };
-                if let Some(fault) = &fault {
-                    unusable += 1;
-                    first.get_or_insert_with(|| format!("`{id}`: {fault}"));
-                }
-                gold.insert(
-                    id.to_owned(),
-                    answer.filter(|_| fault.is_none()).map(str::to_owned),
-                );
-            }
-        }
-        if let Some(first) = first {
-            let message = format!(
-                "{unusable} prompts have no usable gold answer, first {first}; their rollouts are `failed` and never rewarded"
-            );
-            io.event(StageEvent::Warning(message));
-        }
-        Ok(gold)
+impl MapOperator for Verify {
+    fn rows_port(&self) -> Option<&str> {
+        Some("rollouts")
     }
 
-    /// The verdicts of a batch of rollouts, and how many of them are no judgement.
-    fn judge(
-        &self,
-        batch: &RecordBatch,
-        gold: &HashMap<String, Option<String>>,
-    ) -> Result<(RecordBatch, usize), OperatorError> {
-        let ids = text_column(batch, "prompt_id")?;
-        let texts = text_column(batch, "text")?;
-        let format = self.0.format();
-        let verdicts: Vec<Verdict> = (0..batch.num_rows())
+    fn joined(&self) -> Vec<Joined> {
+        vec![Joined {
+            port: "prompts",
+            column: "prompt_id",
+        }]
+    }
+
+    fn start<'a>(
+        &'a self,
+        _context: &'a StageContext<'a>,
+        view: &'a dyn StageView,
+    ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
+        Ok(Box::new(Judge {
+            config: &self.0,
+            gold: GoldAnswers::read(&self.0, view)?,
+            view,
+            judged: AtomicU64::new(0),
+            masked: AtomicU64::new(0),
+        }))
+    }
+}
+
+/// The gold answers, and how many rollouts met one.
+struct Judge<'a> {
+    config: &'a VerifyConfig,
+    gold: GoldAnswers,
+    view: &'a dyn StageView,
+    judged: AtomicU64,
+    masked: AtomicU64,
+}
+
+impl MapTask for Judge<'_> {
+    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
+        let ids = text_column(part.rows, "prompt_id")?;
+        let texts = text_column(part.rows, "text")?;
+        let format = self.config.format();
+        let verdicts: Vec<Option<Verdict>> = (0..part.rows.num_rows())
             .into_par_iter()
-            .map(|row| match gold.get(ids.value(row)) {
-                Some(Some(gold)) => Ok(self.0.verdict(gold, texts.value(row))),
-                Some(None) => Ok(Verdict { outcome: Outcome::Failed, extracted: None, format_ok: format.holds(texts.value(row)) }),
-                None => Err(OperatorError::Data(format!(
+            .map(|row| match self.gold.of(ids.value(row)) {
+                Some(Gold::Usable(gold)) => Some(self.config.verdict(gold, texts.value(row))),
+                Some(Gold::Unusable) => Some(Verdict {
+                    outcome: Outcome::Failed,
+                    extracted: None,
+                    format_ok: format.holds(texts.value(row)),
+                }),
+                None => None,
+            })
+            .collect();
+        let failed = verdicts
+            .iter()
+            .enumerate()
+            .filter(|(_, verdict)| verdict.is_none())
+            .map(|(row, _)| FailedRow {
+                row,
+                error: format!(
                     "a rollout has the prompt id `{}`, which is not in `prompts`; connect the prompts that the rollouts were made from",
                     ids.value(row)
-                ))),
+                ),
             })
-            .collect::<Result<_, _>>()?;
+            .collect();
+        let output = self.table(part.rows, &verdicts)?;
+        Ok(MapOutput {
+            slices: vec![[("verdicts".to_owned(), output)].into()],
+            failed,
+            tokens: 0,
+        })
+    }
+}
+
+impl Judge<'_> {
+    /// The verdicts of the rollouts that have one.
+    fn table(
+        &self,
+        rollouts: &RecordBatch,
+        verdicts: &[Option<Verdict>],
+    ) -> Result<RecordBatch, OperatorError> {
+        let has_verdict: BooleanArray = verdicts
+            .iter()
+            .map(|verdict| Some(verdict.is_some()))
+            .collect();
+        let rollouts = if has_verdict.true_count() == verdicts.len() {
+            rollouts.clone()
+        } else {
+            filter_record_batch(rollouts, &has_verdict)?
+        };
+        let verdicts: Vec<&Verdict> = verdicts.iter().flatten().collect();
         let masked = verdicts
             .iter()
             .filter(|verdict| !verdict.outcome.is_usable())
             .count();
-        let sample = batch
+        self.judged
+            .fetch_add(verdicts.len() as u64, Ordering::Relaxed);
+        self.masked.fetch_add(masked as u64, Ordering::Relaxed);
+        let sample = rollouts
             .column_by_name("sample")
             .ok_or_else(|| missing("sample"))?;
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(ids.clone()),
+            Arc::new(text_column(&rollouts, "prompt_id")?.clone()),
             Arc::clone(sample),
             Arc::new(LargeStringArray::from_iter_values(
                 verdicts.iter().map(|verdict| verdict.outcome.as_str()),
@@ -172,13 +180,25 @@ impl Verify {
                 verdicts.iter().map(|verdict| Some(verdict.format_ok)),
             )),
             Arc::new(LargeStringArray::from_iter_values(
-                verdicts.iter().map(|_| self.0.name()),
+                verdicts.iter().map(|_| self.config.name()),
             )),
         ];
-        Ok((
-            RecordBatch::try_new(TableName::Verdicts.schema(), columns)?,
-            masked,
-        ))
+        Ok(RecordBatch::try_new(TableName::Verdicts.schema(), columns)?)
+    }
+}
+
+impl Drop for Judge<'_> {
+    /// All parts are judged: says what no single part can know.
+    fn drop(&mut self) {
+        let (judged, masked) = (
+            self.judged.load(Ordering::Relaxed),
+            self.masked.load(Ordering::Relaxed),
+        );
+        if masked > 0 {
+            self.view.event(StageEvent::Warning(format!(
+                "{masked} of {judged} rollouts have no verdict (timed-out or failed) and are masked"
+            )));
+        }
     }
 }
 

@@ -3,32 +3,34 @@
 //! Use it on the prompts with pass rate 0. The expert is another local model or the worked solution that the prompts bring
 //! along. Only finished answers that are verified as correct become examples.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, AsArray, LargeStringBuilder, UInt64Array};
-use arrow::compute::{concat_batches, take};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, LargeStringBuilder, UInt64Array};
+use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{SchemaRef, UInt32Type};
 use arrow::record_batch::RecordBatch;
 use engine_core::operator::Family;
-use engine_core::policy::{GenerationProgress, LoadOptions, Precision};
+use engine_core::policy::Precision;
 use engine_core::{
-    Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
-    PortTypes, Ports, Registry, StageContext, StageIo,
+    FailedRow, Fault, InputPort, InputType, MapOperator, MapOutput, MapPart, MapTask,
+    OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports,
+    Registry, StageContext, StageView,
 };
 use operators_verdict::{Outcome, VerifyConfig};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::columns::list_builder;
 use crate::faults::ValueFaults;
+use crate::part_sampler::{PartSampler, SAMPLED_PART};
 use crate::processor::Processor;
-use crate::prompt_rows::{PromptRow, read_prompts};
-use crate::rollout::model_digest;
-use crate::sampling::{
-    self, Sampled, SamplingPlan, check_cancelled, load_encoder, progress, sample_prompts,
-};
+use crate::prompt_rows::{PromptRow, check_prompt_ids, prompt_rows};
+use crate::rollout::{model_digest, without};
+use crate::sampling::{self, Sampled, SamplingPlan};
 
 /// What the `origin` column of the examples says.
 const ORIGIN: &str = "expert";
@@ -129,42 +131,94 @@ impl OperatorConfig for Augment {
         faults.or(&["expert", "model"], types)
     }
 
-    fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let rows = read_prompts(io, "prompts")?;
-        for row in &rows {
-            row.gold()?;
-        }
-        let found = match &self.expert {
-            _ if rows.is_empty() => Answers::default(),
-            Expert::Model(model) => self.ask_model(model, &rows, context, io)?,
-            Expert::Solutions(_) => self.take_solutions(&rows)?,
-        };
-        let table = prompts_table(io)?;
-        io.write("examples", examples(&table, &rows, &found)?)?;
-        let answered: Vec<bool> = answered(rows.len(), &found);
-        let unanswered = (0..rows.len())
-            .filter(|row| !answered[*row])
-            .map(|row| row as u64);
-        let unanswered = UInt64Array::from_iter_values(unanswered);
-        let columns: Result<Vec<ArrayRef>, _> = table
-            .columns()
-            .iter()
-            .map(|column| take(column, &unanswered, None))
-            .collect();
-        io.write(
-            "unanswered",
-            RecordBatch::try_new(table.schema(), columns?)?,
-        )?;
-        let done = rows.len() as u64;
-        io.event(progress(
-            "prompts",
-            done,
-            done,
-            found.tokens,
-            format!("{} examples", found.kept.len()),
-        ));
-        Ok(())
+    fn as_map(&self) -> Option<&dyn MapOperator> {
+        Some(self)
     }
+}
+
+impl MapOperator for Augment {
+    fn rows_port(&self) -> Option<&str> {
+        Some("prompts")
+    }
+
+    fn part_size(&self) -> PartSize {
+        match &self.expert {
+            Expert::Model(_) => SAMPLED_PART,
+            Expert::Solutions(_) => PartSize::default(),
+        }
+    }
+
+    fn part_config(&self, canonical: &Value) -> Value {
+        let mut config = canonical.clone();
+        if let Some(model) = config.pointer_mut("/expert/model") {
+            // No row depends on how many are decoded at the same time.
+            *model = without(model, &["max-concurrent"]);
+        }
+        config
+    }
+
+    fn start<'a>(
+        &'a self,
+        context: &'a StageContext<'a>,
+        view: &'a dyn StageView,
+    ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
+        check_prompt_ids(view, "prompts")?;
+        let source = match &self.expert {
+            Expert::Model(model) => Source::Model(Box::new(model.start(context, view)?)),
+            Expert::Solutions(_) => Source::Solutions,
+        };
+        Ok(Box::new(AugmentTask {
+            config: self,
+            source,
+        }))
+    }
+}
+
+impl ExpertModel {
+    fn start<'a>(
+        &self,
+        context: &StageContext<'_>,
+        view: &'a dyn StageView,
+    ) -> Result<StartedModel<'a>, OperatorError> {
+        let plan = SamplingPlan {
+            temperature: self.temperature,
+            max_new_tokens: self.max_new_tokens,
+            max_concurrent: self.max_concurrent,
+            seed: context.seed,
+            exact_ranges: false,
+        };
+        let sampler = PartSampler::load("model", self.precision, plan, context, view)?;
+        let keep_tokens = !view.inputs("student").is_empty()
+            && same_tokenizer(&view.model_folder("student")?, sampler.processor())?;
+        Ok(StartedModel {
+            sampler: Mutex::new(sampler),
+            digest: model_digest(view, "model")?,
+            attempts: self.attempts,
+            keep: self.keep,
+            keep_tokens,
+        })
+    }
+}
+
+struct AugmentTask<'a> {
+    config: &'a Augment,
+    source: Source<'a>,
+}
+
+/// Where answers come from.
+enum Source<'a> {
+    Model(Box<StartedModel<'a>>),
+    Solutions,
+}
+
+/// An expert model that is loaded.
+struct StartedModel<'a> {
+    sampler: Mutex<PartSampler<'a>>,
+    digest: String,
+    attempts: u32,
+    keep: u32,
+    /// Whether the student reads the expert's tokens alike.
+    keep_tokens: bool,
 }
 
 /// An answer that became an example.
@@ -184,100 +238,86 @@ struct Answers {
     model: Option<String>,
     /// Tokens that were sampled.
     tokens: u64,
+    /// Prompts that could not be asked.
+    failed: Vec<FailedRow>,
+}
+
+impl MapTask for AugmentTask<'_> {
+    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
+        let table = prompts_table(part.rows)?;
+        let rows = prompt_rows(&table)?;
+        let answers = match &self.source {
+            Source::Model(model) => self.config.ask_model(model, &rows)?,
+            Source::Solutions => self.config.take_solutions(&rows)?,
+        };
+        let ports = BTreeMap::from([
+            ("examples".to_owned(), examples(&table, &rows, &answers)?),
+            ("unanswered".to_owned(), unanswered(&table, &answers)?),
+        ]);
+        Ok(MapOutput {
+            slices: vec![ports],
+            failed: answers.failed,
+            tokens: answers.tokens,
+        })
+    }
 }
 
 impl Augment {
     fn ask_model(
         &self,
-        model: &ExpertModel,
+        model: &StartedModel<'_>,
         rows: &[PromptRow],
-        context: &StageContext<'_>,
-        io: &mut dyn StageIo,
     ) -> Result<Answers, OperatorError> {
-        let folder = io.model_folder("model")?;
-        let mut encoder = load_encoder(&folder)?;
-        let keep_tokens = !io.inputs("student").is_empty()
-            && same_tokenizer(&io.model_folder("student")?, encoder.processor())?;
-        let mut answers = Answers {
-            model: Some(model_digest(io, "model")?),
-            ..Answers::default()
-        };
-        let options = LoadOptions {
-            precision: model.precision,
-            training: None,
-        };
-        let mut policy = context.backend()?.load(&folder, &options)?;
-        let plan = SamplingPlan {
-            samples: model.attempts,
-            temperature: model.temperature,
-            max_new_tokens: model.max_new_tokens,
-            max_concurrent: model.max_concurrent,
-            seed: context.seed,
-        };
-        let total = rows.len() as u64 * u64::from(model.attempts);
-        let mut done = 0;
-        for (index, chunk) in rows.chunks(plan.prompts_per_call()).enumerate() {
-            check_cancelled(io)?;
-            let chunk: Vec<&PromptRow> = chunk.iter().collect();
-            let prompts = encoder.encode(&chunk, io)?;
-            let shared: &dyn StageIo = io;
-            let tokens = answers.tokens;
-            let mut tell = |reached: GenerationProgress| {
-                shared.event(progress(
-                    "rollouts",
-                    done + reached.sequences as u64,
-                    total,
-                    tokens + reached.tokens as u64,
-                    String::new(),
-                ));
-            };
-            let sampled = sample_prompts(
-                &mut *policy,
-                encoder.processor(),
-                &chunk,
-                &prompts,
-                &plan,
-                shared,
-                &mut tell,
-            )?;
-            done += sampled.len() as u64;
-            answers.tokens += sampled
-                .iter()
-                .map(|answer| answer.completion.token_ids.len() as u64)
-                .sum::<u64>();
-            let first = index * plan.prompts_per_call();
-            let correct = self.correct(first, rows, sampled)?;
-            answers
-                .kept
-                .extend(first_of_each_prompt(correct, model.keep, keep_tokens));
-        }
-        Ok(answers)
+        let (asked, mut failed) = with_gold(rows);
+        let questions: Vec<PromptRow> = asked.iter().map(|row| rows[*row].clone()).collect();
+        let mut sampler = model.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempts = 0..model.attempts;
+        let mut samples = sampler.sample(&questions, std::slice::from_ref(&attempts))?;
+        let tokens = samples.tokens();
+        failed.extend(samples.failed.drain(..).map(|failure| FailedRow {
+            row: asked[failure.row],
+            ..failure
+        }));
+        failed.sort_by_key(|failure| failure.row);
+        let sampled: Vec<Sampled> = (samples.ranges.into_iter().flatten())
+            .map(|answer| Sampled {
+                prompt: asked[answer.prompt],
+                ..answer
+            })
+            .collect();
+        let correct = self.correct(rows, sampled)?;
+        Ok(Answers {
+            kept: first_of_each_prompt(correct, model.keep, model.keep_tokens),
+            model: Some(model.digest.clone()),
+            tokens,
+            failed,
+        })
     }
 
-    /// The finished and correct answers, with the place of their prompt in `rows`. `first` is that of the first prompt asked.
+    /// The finished and correct answers.
     fn correct(
         &self,
-        first: usize,
         rows: &[PromptRow],
         sampled: Vec<Sampled>,
-    ) -> Result<Vec<(usize, Sampled)>, OperatorError> {
+    ) -> Result<Vec<Sampled>, OperatorError> {
         let judged: Result<Vec<bool>, OperatorError> = sampled
             .par_iter()
             .map(|answer| {
-                Ok(answer.is_complete()
-                    && self.accepts(&rows[first + answer.prompt], &answer.text)?)
+                Ok(answer.is_complete() && self.accepts(&rows[answer.prompt], &answer.text)?)
             })
             .collect();
         let judged = sampled.into_iter().zip(judged?);
         Ok(judged
             .filter(|(_, is_correct)| *is_correct)
-            .map(|(answer, _)| (first + answer.prompt, answer))
+            .map(|(answer, _)| answer)
             .collect())
     }
 
     fn take_solutions(&self, rows: &[PromptRow]) -> Result<Answers, OperatorError> {
+        let (asked, failed) = with_gold(rows);
         let mut kept = Vec::new();
-        for (prompt, row) in rows.iter().enumerate() {
+        for prompt in asked {
+            let row = &rows[prompt];
             if let Some(text) = &row.solution
                 && self.accepts(row, text)?
             {
@@ -290,6 +330,7 @@ impl Augment {
         }
         Ok(Answers {
             kept,
+            failed,
             ..Answers::default()
         })
     }
@@ -300,18 +341,33 @@ impl Augment {
     }
 }
 
+/// The prompts whose answers can be verified, and the failures of the others.
+fn with_gold(rows: &[PromptRow]) -> (Vec<usize>, Vec<FailedRow>) {
+    let (mut asked, mut failed) = (Vec::new(), Vec::new());
+    for (row, prompt) in rows.iter().enumerate() {
+        match prompt.gold() {
+            Ok(_) => asked.push(row),
+            Err(error) => failed.push(FailedRow {
+                row,
+                error: error.to_string(),
+            }),
+        }
+    }
+    (asked, failed)
+}
+
 /// At most `keep` answers of each prompt; those of a prompt are in a row.
-fn first_of_each_prompt(correct: Vec<(usize, Sampled)>, keep: u32, keep_tokens: bool) -> Vec<Kept> {
+fn first_of_each_prompt(correct: Vec<Sampled>, keep: u32, keep_tokens: bool) -> Vec<Kept> {
     let mut kept: Vec<Kept> = Vec::new();
-    for (prompt, answer) in correct {
+    for answer in correct {
         let taken = kept
             .iter()
             .rev()
-            .take_while(|earlier| earlier.prompt == prompt)
+            .take_while(|earlier| earlier.prompt == answer.prompt)
             .count();
         if taken < keep as usize {
             kept.push(Kept {
-                prompt,
+                prompt: answer.prompt,
                 text: answer.text,
                 token_ids: keep_tokens.then_some(answer.completion.token_ids),
             });
@@ -324,30 +380,27 @@ fn same_tokenizer(folder: &std::path::Path, expert: &Processor) -> Result<bool, 
     Ok(Processor::load(folder)?.tokenizer_digest() == expert.tokenizer_digest())
 }
 
-fn answered(prompts: usize, answers: &Answers) -> Vec<bool> {
-    let mut answered = vec![false; prompts];
-    for kept in &answers.kept {
-        answered[kept.prompt] = true;
-    }
-    answered
+/// The rows with the columns of the table, in its order, and no others.
+fn prompts_table(batch: &RecordBatch) -> Result<RecordBatch, OperatorError> {
+    let schema: SchemaRef = TableName::Prompts.schema();
+    let columns: Option<Vec<ArrayRef>> = schema
+        .fields()
+        .iter()
+        .map(|field| batch.column_by_name(field.name()).cloned())
+        .collect();
+    let columns =
+        columns.ok_or_else(|| OperatorError::Internal("a prompts table lacks a column".into()))?;
+    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
-/// All prompts as one batch, with the columns of the table and no others.
-fn prompts_table(io: &dyn StageIo) -> Result<RecordBatch, OperatorError> {
-    let schema: SchemaRef = TableName::Prompts.schema();
-    let mut batches = Vec::new();
-    for batch in io.read("prompts")? {
-        let batch = batch?;
-        let columns: Option<Vec<ArrayRef>> = schema
-            .fields()
-            .iter()
-            .map(|field| batch.column_by_name(field.name()).cloned())
-            .collect();
-        let columns = columns
-            .ok_or_else(|| OperatorError::Internal("a prompts table lacks a column".into()))?;
-        batches.push(RecordBatch::try_new(Arc::clone(&schema), columns)?);
+/// The prompts without an example that did not fail either.
+fn unanswered(table: &RecordBatch, answers: &Answers) -> Result<RecordBatch, OperatorError> {
+    let mut is_open = vec![true; table.num_rows()];
+    let settled = answers.kept.iter().map(|kept| kept.prompt);
+    for row in settled.chain(answers.failed.iter().map(|failure| failure.row)) {
+        is_open[row] = false;
     }
-    Ok(concat_batches(&schema, &batches)?)
+    Ok(filter_record_batch(table, &BooleanArray::from(is_open))?)
 }
 
 fn examples(

@@ -52,30 +52,37 @@ impl OperatorConfig for CastModel {
     }
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let from = io.model_folder("model")?;
         let to = io.scratch().join("model");
-        std::fs::create_dir(&to).map_err(|error| file_error("could not be made", &to, error))?;
-        let entries = std::fs::read_dir(&from)
-            .map_err(|error| file_error("could not be listed", &from, error))?;
-        for entry in entries {
-            let path = entry
-                .map_err(|error| file_error("could not be listed", &from, error))?
-                .path();
-            let target = to.join(path.file_name().unwrap_or_default());
-            let bytes = std::fs::read(&path)
-                .map_err(|error| file_error("could not be read", &path, error))?;
-            let bytes = match path.file_name().and_then(|name| name.to_str()) {
-                Some(name) if name.ends_with(".safetensors") => {
-                    cast_weights(&path, &bytes, self.precision)?
-                }
-                Some("config.json") => cast_config(&path, &bytes, self.precision)?,
-                _ => bytes,
-            };
-            std::fs::write(&target, bytes)
-                .map_err(|error| file_error("could not be written", &target, error))?;
-        }
+        cast_folder(&io.model_folder("model")?, &to, self.precision)?;
         io.write_model("model", &to)
     }
+}
+
+/// Copies a model folder with everything below it, weights and configuration in the new format.
+fn cast_folder(from: &Path, to: &Path, precision: Precision) -> Result<(), OperatorError> {
+    std::fs::create_dir(to).map_err(|error| file_error("could not be made", to, error))?;
+    let entries =
+        std::fs::read_dir(from).map_err(|error| file_error("could not be listed", from, error))?;
+    for entry in entries {
+        let path = entry
+            .map_err(|error| file_error("could not be listed", from, error))?
+            .path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            cast_folder(&path, &target, precision)?;
+            continue;
+        }
+        let bytes =
+            std::fs::read(&path).map_err(|error| file_error("could not be read", &path, error))?;
+        let bytes = match path.file_name().and_then(|name| name.to_str()) {
+            Some(name) if name.ends_with(".safetensors") => cast_weights(&path, &bytes, precision)?,
+            Some("config.json") => cast_config(&path, &bytes, precision)?,
+            _ => bytes,
+        };
+        std::fs::write(&target, bytes)
+            .map_err(|error| file_error("could not be written", &target, error))?;
+    }
+    Ok(())
 }
 
 /// A tensor on its way to a file.
@@ -232,5 +239,23 @@ mod tests {
                 .unwrap()
                 .contains("\"torch_dtype\": \"bfloat16\"")
         );
+    }
+
+    #[test]
+    fn folders_below_the_model_are_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let (from, to) = (root.path().join("from"), root.path().join("to"));
+        std::fs::create_dir_all(from.join("adapters")).unwrap();
+        for name in ["model.safetensors", "adapters/one.safetensors"] {
+            std::fs::write(from.join(name), file(&[1.0])).unwrap();
+        }
+        std::fs::write(from.join("adapters/notes.txt"), "notes").unwrap();
+        cast_folder(&from, &to, Precision::Bfloat16).unwrap();
+        let read = |name: &str| std::fs::read(to.join(name)).unwrap();
+        assert_eq!(read("adapters/notes.txt"), b"notes");
+        let path = Path::new("model.safetensors");
+        let narrow = cast_weights(path, &file(&[1.0]), Precision::Bfloat16).unwrap();
+        assert_eq!(read("model.safetensors"), narrow);
+        assert_eq!(read("adapters/one.safetensors"), narrow);
     }
 }

@@ -52,6 +52,7 @@ impl OperatorConfig for InitModel {
         vec![External {
             pointer: "/config".to_owned(),
             path: self.config.clone(),
+            content: engine_core::ExternalContent::Bytes,
         }]
     }
 

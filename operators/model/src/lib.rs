@@ -3,6 +3,7 @@
 pub mod advantage;
 pub mod augment;
 pub mod cast_model;
+mod checkpoint;
 mod columns;
 mod epoch_order;
 mod faults;
@@ -10,6 +11,7 @@ pub mod init_model;
 pub mod load_model;
 mod metric_rows;
 pub mod optimizer;
+mod part_sampler;
 pub mod processor;
 pub mod prompt_rows;
 pub mod rl_train;

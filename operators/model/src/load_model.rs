@@ -23,7 +23,7 @@ pub struct LoadModel {
 impl OperatorKind for LoadModel {
     const KIND: &'static str = "load-model";
     const VERSION: u32 = 1;
-    const FAMILY: Family = Family::Map;
+    const FAMILY: Family = Family::Train;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = false;
     const ABOUT: &'static str = "takes a model from a Hugging Face folder";
@@ -50,6 +50,7 @@ impl OperatorConfig for LoadModel {
         vec![External {
             pointer: "/path".to_owned(),
             path: self.path.clone(),
+            content: engine_core::ExternalContent::Bytes,
         }]
     }
 

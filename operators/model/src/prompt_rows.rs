@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use arrow::array::{Array, AsArray, LargeListArray, LargeStringArray, StructArray};
 use arrow::record_batch::RecordBatch;
-use engine_core::{OperatorError, StageIo};
+use engine_core::{OperatorError, StageView, seed};
 
 use crate::columns::{optional_text, text_column};
 
@@ -86,36 +86,60 @@ impl PromptRow {
 ///
 /// # Errors
 /// When the store fails or a prompt id occurs twice.
-pub fn read_prompts(io: &dyn StageIo, port: &str) -> Result<Vec<PromptRow>, OperatorError> {
+pub fn read_prompts(view: &dyn StageView, port: &str) -> Result<Vec<PromptRow>, OperatorError> {
     let mut rows = Vec::new();
-    for batch in io.read(port)? {
-        prompt_rows(&batch?, &mut rows)?;
+    for batch in view.read(port)? {
+        rows.extend(prompt_rows(&batch?)?);
     }
     let mut seen = HashSet::with_capacity(rows.len());
-    for row in &rows {
-        if !seen.insert(row.prompt_id.as_str()) {
-            return Err(row.fault(
-                "its id occurs twice; ids must be unique, because samples are drawn by them",
-            ));
-        }
+    match rows.iter().find(|row| !seen.insert(&row.prompt_id)) {
+        Some(row) => Err(repeated(&row.prompt_id)),
+        None => Ok(rows),
     }
-    Ok(rows)
 }
 
-fn prompt_rows(batch: &RecordBatch, rows: &mut Vec<PromptRow>) -> Result<(), OperatorError> {
+/// Looks through the ids of an input port whose rows are read elsewhere, part by part.
+///
+/// # Errors
+/// When the store fails or a prompt id occurs twice.
+pub(crate) fn check_prompt_ids(view: &dyn StageView, port: &str) -> Result<(), OperatorError> {
+    // Ids are remembered as the 64 bits that name their random streams: what must not occur twice.
+    let mut seen = HashSet::new();
+    for batch in view.read(port)? {
+        let batch = batch?;
+        let ids = text_column(&batch, "prompt_id")?;
+        let twice = (0..ids.len())
+            .map(|row| ids.value(row))
+            .find(|id| !seen.insert(seed::prompt_stream(id)));
+        if let Some(id) = twice {
+            return Err(repeated(id));
+        }
+    }
+    Ok(())
+}
+
+fn repeated(prompt_id: &str) -> OperatorError {
+    OperatorError::Data(format!(
+        "prompt `{prompt_id}`: its id occurs twice; ids must be unique, because samples are drawn by them"
+    ))
+}
+
+/// The prompts of a batch.
+///
+/// # Errors
+/// `Internal` when a column is missing.
+pub(crate) fn prompt_rows(batch: &RecordBatch) -> Result<Vec<PromptRow>, OperatorError> {
     let ids = text_column(batch, "prompt_id")?;
     let messages = messages_column(batch)?;
     let answers = optional_text(batch, "answer");
     let solutions = optional_text(batch, "solution");
-    for row in 0..batch.num_rows() {
-        rows.push(PromptRow {
-            prompt_id: ids.value(row).to_owned(),
-            messages: messages_at(messages, row),
-            answer: answers.and_then(|column| text_at(column, row)),
-            solution: solutions.and_then(|column| text_at(column, row)),
-        });
-    }
-    Ok(())
+    let row = |row: usize| PromptRow {
+        prompt_id: ids.value(row).to_owned(),
+        messages: messages_at(messages, row),
+        answer: answers.and_then(|column| text_at(column, row)),
+        solution: solutions.and_then(|column| text_at(column, row)),
+    };
+    Ok((0..batch.num_rows()).map(row).collect())
 }
 
 /// The `messages` column.

@@ -3,22 +3,27 @@
 //! Use it to probe a model (many samples) or to evaluate it (one greedy sample). What a row gets does not depend on the
 //! other rows, so the order of prompts and the size of batches do not matter.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use engine_core::operator::Family;
-use engine_core::policy::{LoadOptions, Precision};
+use engine_core::policy::Precision;
 use engine_core::{
-    Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
-    PortTypes, Ports, Registry, StageContext, StageIo,
+    Fault, InputPort, InputType, MapOperator, MapOutput, MapPart, MapTask, OperatorConfig,
+    OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports, Registry,
+    StageContext, StageView,
 };
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::faults::ValueFaults;
-use crate::prompt_rows::{PromptRow, read_prompts};
+use crate::part_sampler::{PartSampler, SAMPLED_PART};
+use crate::prompt_rows::{check_prompt_ids, prompt_rows};
 use crate::rollout_rows::{RolloutRow, RolloutRows};
-use crate::sampling::{
-    self, SamplingPlan, check_cancelled, load_encoder, progress, sample_prompts,
-};
+use crate::sampling::{self, Sampled, SamplingPlan};
 
 /// Samples answers to every prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +45,7 @@ pub struct Rollout {
 
 impl OperatorKind for Rollout {
     const KIND: &'static str = "rollout";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;
@@ -78,82 +83,106 @@ impl OperatorConfig for Rollout {
         )
     }
 
-    fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let rows = read_prompts(io, "prompts")?;
-        let folder = io.model_folder("model")?;
-        let model = model_digest(io, "model")?;
-        let mut encoder = load_encoder(&folder)?;
-        let options = LoadOptions {
-            precision: self.precision,
-            training: None,
-        };
-        let mut policy = context.backend()?.load(&folder, &options)?;
-        let plan = self.plan(context.seed);
-        let total = rows.len() as u64 * u64::from(self.samples);
-        let (mut done, mut tokens) = (0_u64, 0_u64);
-        if rows.is_empty() {
-            return io.write("rollouts", RolloutRows::new().finish()?);
-        }
-        for chunk in rows.chunks(plan.prompts_per_call()) {
-            check_cancelled(io)?;
-            let chunk: Vec<&PromptRow> = chunk.iter().collect();
-            let prompts = encoder.encode(&chunk, io)?;
-            let shared: &dyn StageIo = io;
-            let mut tell = |reached: engine_core::policy::GenerationProgress| {
-                let (done, tokens) = (
-                    done + reached.sequences as u64,
-                    tokens + reached.tokens as u64,
-                );
-                shared.event(progress("rollouts", done, total, tokens, String::new()));
-            };
-            let sampled = sample_prompts(
-                &mut *policy,
-                encoder.processor(),
-                &chunk,
-                &prompts,
-                &plan,
-                shared,
-                &mut tell,
-            )?;
-            let mut table = RolloutRows::new();
-            for rollout in &sampled {
-                table.push(RolloutRow {
-                    prompt_id: &chunk[rollout.prompt].prompt_id,
-                    sample: rollout.sample,
-                    text: &rollout.text,
-                    completion: &rollout.completion,
-                    prompt_tokens: prompts[rollout.prompt].token_ids.len(),
-                    model: &model,
-                    seed: plan.seed,
-                })?;
-            }
-            io.write("rollouts", table.finish()?)?;
-            done += sampled.len() as u64;
-            tokens += sampled
-                .iter()
-                .map(|rollout| rollout.completion.token_ids.len() as u64)
-                .sum::<u64>();
-            io.event(progress("rollouts", done, total, tokens, String::new()));
-        }
-        Ok(())
+    fn as_map(&self) -> Option<&dyn MapOperator> {
+        Some(self)
     }
 }
 
-impl Rollout {
-    fn plan(&self, seed: u64) -> SamplingPlan {
-        SamplingPlan {
-            samples: self.samples,
+impl MapOperator for Rollout {
+    fn rows_port(&self) -> Option<&str> {
+        Some("prompts")
+    }
+
+    fn part_size(&self) -> PartSize {
+        SAMPLED_PART
+    }
+
+    fn part_config(&self, canonical: &Value) -> Value {
+        // The slices say which samples a part has, and no row depends on how many are decoded at the same time.
+        without(canonical, &["samples", "max-concurrent"])
+    }
+
+    /// Ranges that double, so that a stage with more samples has those of one with fewer, and few pieces.
+    fn slices(&self) -> Vec<Range<u32>> {
+        let mut slices: Vec<Range<u32>> = Vec::new();
+        let mut start = 0;
+        while start < self.samples {
+            let end = (start * 2).max(1).min(self.samples);
+            slices.push(start..end);
+            start = end;
+        }
+        slices
+    }
+
+    fn start<'a>(
+        &'a self,
+        context: &'a StageContext<'a>,
+        view: &'a dyn StageView,
+    ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
+        check_prompt_ids(view, "prompts")?;
+        let plan = SamplingPlan {
             temperature: self.temperature,
             max_new_tokens: self.max_new_tokens,
             max_concurrent: self.max_concurrent,
-            seed,
-        }
+            seed: context.seed,
+            exact_ranges: true,
+        };
+        let sampler = PartSampler::load("model", self.precision, plan, context, view)?;
+        Ok(Box::new(RolloutTask {
+            sampler: Mutex::new(sampler),
+            model: model_digest(view, "model")?,
+            seed: context.seed,
+        }))
     }
 }
 
+struct RolloutTask<'a> {
+    sampler: Mutex<PartSampler<'a>>,
+    model: String,
+    seed: u64,
+}
+
+impl MapTask for RolloutTask<'_> {
+    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
+        let rows = prompt_rows(part.rows)?;
+        let mut sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = sampler.sample(&rows, part.slices)?;
+        let table = |range: &Vec<Sampled>| {
+            let mut table = RolloutRows::new();
+            for rollout in range {
+                table.push(RolloutRow {
+                    prompt_id: &rows[rollout.prompt].prompt_id,
+                    sample: rollout.sample,
+                    text: &rollout.text,
+                    completion: &rollout.completion,
+                    prompt_tokens: samples.prompt_tokens[rollout.prompt],
+                    model: &self.model,
+                    seed: self.seed,
+                })?;
+            }
+            Ok(BTreeMap::from([("rollouts".to_owned(), table.finish()?)]))
+        };
+        let slices: Result<Vec<_>, OperatorError> = samples.ranges.iter().map(table).collect();
+        Ok(MapOutput {
+            slices: slices?,
+            tokens: samples.tokens(),
+            failed: samples.failed,
+        })
+    }
+}
+
+/// A configuration without some of its keys.
+pub(crate) fn without(config: &Value, keys: &[&str]) -> Value {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+    config
+}
+
 /// Digest of the model on an input port.
-pub(crate) fn model_digest(io: &dyn StageIo, port: &str) -> Result<String, OperatorError> {
-    let model = io.inputs(port).first();
+pub(crate) fn model_digest(view: &dyn StageView, port: &str) -> Result<String, OperatorError> {
+    let model = view.inputs(port).first();
     let model =
         model.ok_or_else(|| OperatorError::Internal(format!("input `{port}` has no model")))?;
     Ok(model.digest().to_string())

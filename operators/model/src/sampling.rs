@@ -1,6 +1,6 @@
 //! Sampling completions of prompts, with their texts: what `rollout`, `augment` and `rl-train` share.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,15 +9,11 @@ use engine_core::policy::{
     Completion, FinishReason, GenerationProgress, GenerationRequest, SamplingParams,
     TokenizedPrompt,
 };
-use engine_core::{ModelError, OperatorError, Policy, StageIo, seed};
+use engine_core::{ModelError, OperatorError, Policy, StageView, seed};
 use rayon::prelude::*;
 
 use crate::processor::{Processor, PromptEncoder};
 use crate::prompt_rows::PromptRow;
-
-/// Requests of one `generate` call, in multiples of the sequences decoded together: enough that the batch is seldom
-/// less than full, few enough that results are written early.
-const CONCURRENT_BATCHES_PER_CALL: usize = 4;
 
 /// Default of `max-concurrent`.
 pub(crate) fn max_concurrent() -> u32 {
@@ -47,11 +43,12 @@ impl Sampled {
 /// How to sample.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SamplingPlan {
-    pub(crate) samples: u32,
     pub(crate) temperature: f64,
     pub(crate) max_new_tokens: u32,
     pub(crate) max_concurrent: u32,
     pub(crate) seed: u64,
+    /// Whether a range of samples shall give the same bits beside any others.
+    pub(crate) exact_ranges: bool,
 }
 
 impl SamplingPlan {
@@ -62,15 +59,18 @@ impl SamplingPlan {
             stop_token_ids: processor.stop_token_ids().to_vec(),
             seed: self.seed,
             max_concurrent: self.max_concurrent as usize,
+            apart: Vec::new(),
         }
     }
+}
 
-    /// Prompts to give to one `generate` call.
-    pub(crate) fn prompts_per_call(&self) -> usize {
-        (self.max_concurrent as usize * CONCURRENT_BATCHES_PER_CALL)
-            .div_ceil(self.samples as usize)
-            .max(1)
-    }
+/// A prompt that is to be continued.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked<'a> {
+    /// The prompt.
+    pub(crate) row: &'a PromptRow,
+    /// The same as the model sees it.
+    pub(crate) prompt: Arc<TokenizedPrompt>,
 }
 
 /// Reads the processor of a model folder.
@@ -78,39 +78,54 @@ pub(crate) fn load_encoder(folder: &Path) -> Result<PromptEncoder, OperatorError
     Ok(PromptEncoder::new(Processor::load(folder)?))
 }
 
-/// Samples `plan.samples` completions of each prompt, in the order of prompts and then samples. `progress` is told about
-/// once for each token position.
+/// Samples completions of each prompt, range by range, and in the order of prompts and then samples in a range. A range gives
+/// the same whichever others are asked for beside it. `progress` is told about once for each token position.
 pub(crate) fn sample_prompts(
     policy: &mut dyn Policy,
     processor: &Processor,
-    rows: &[&PromptRow],
-    prompts: &[Arc<TokenizedPrompt>],
+    asked: &[Asked<'_>],
+    ranges: &[Range<u32>],
     plan: &SamplingPlan,
-    io: &dyn StageIo,
+    view: &dyn StageView,
     progress: &mut dyn FnMut(GenerationProgress),
-) -> Result<Vec<Sampled>, OperatorError> {
-    let requests: Vec<GenerationRequest> = rows
+) -> Result<Vec<Vec<Sampled>>, OperatorError> {
+    let places: Vec<(usize, u32)> = ranges
         .iter()
-        .zip(prompts)
-        .flat_map(|(row, prompt)| {
-            let prompt_stream = seed::prompt_stream(&row.prompt_id);
-            (0..plan.samples).map(move |sample| GenerationRequest {
-                prompt: Arc::clone(prompt),
-                prompt_stream,
-                sample,
-            })
+        .flat_map(|range| {
+            (0..asked.len())
+                .flat_map(move |prompt| range.clone().map(move |sample| (prompt, sample)))
+        })
+        .collect();
+    let streams: Vec<u64> = asked
+        .iter()
+        .map(|asked| seed::prompt_stream(&asked.row.prompt_id))
+        .collect();
+    let requests: Vec<GenerationRequest> = places
+        .iter()
+        .map(|(prompt, sample)| GenerationRequest {
+            prompt: Arc::clone(&asked[*prompt].prompt),
+            prompt_stream: streams[*prompt],
+            sample: *sample,
         })
         .collect();
     let mut watch = |reached: GenerationProgress| {
         progress(reached);
-        if io.is_cancelled() {
+        if view.is_cancelled() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
         }
     };
+    let sizes: Vec<usize> = ranges
+        .iter()
+        .map(|range| range.len() * asked.len())
+        .collect();
+    let mut params = plan.params(processor);
+    if plan.exact_ranges {
+        params.apart.clone_from(&sizes);
+    }
     let completions = policy
-        .generate(&requests, &plan.params(processor), &mut watch)
+        .generate(&requests, &params, &mut watch)
         .map_err(interruption)?;
     if completions.len() != requests.len() {
         let message = format!(
@@ -120,24 +135,28 @@ pub(crate) fn sample_prompts(
         );
         return Err(OperatorError::Internal(message));
     }
-    let samples = plan.samples as usize;
     let with_text = |(index, completion): (usize, Completion)| {
-        let prompt = index / samples;
+        let (prompt, sample) = places[index];
         let text = processor
             .decode(&completion.token_ids)
-            .map_err(|message| rows[prompt].fault(&message))?;
+            .map_err(|message| asked[prompt].row.fault(&message))?;
         Ok(Sampled {
             prompt,
-            sample: requests[index].sample,
+            sample,
             completion,
             text,
         })
     };
-    completions
+    let sampled: Result<Vec<Sampled>, OperatorError> = completions
         .into_par_iter()
         .enumerate()
         .map(with_text)
-        .collect()
+        .collect();
+    let mut sampled = sampled?.into_iter();
+    Ok(sizes
+        .into_iter()
+        .map(|size| sampled.by_ref().take(size).collect())
+        .collect())
 }
 
 /// A model that was broken off is an interrupted stage.
@@ -149,8 +168,8 @@ pub(crate) fn interruption(error: ModelError) -> OperatorError {
 }
 
 /// Fails when the run was asked to stop.
-pub(crate) fn check_cancelled(io: &dyn StageIo) -> Result<(), OperatorError> {
-    if io.is_cancelled() {
+pub(crate) fn check_cancelled(view: &dyn StageView) -> Result<(), OperatorError> {
+    if view.is_cancelled() {
         Err(OperatorError::Interrupted)
     } else {
         Ok(())

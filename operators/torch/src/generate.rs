@@ -19,6 +19,7 @@ use engine_core::policy::{
 };
 use tch::Tensor;
 
+use crate::apart::{self, Prepared, PreparedBatch};
 use crate::guard::unguarded;
 use crate::model::cache::Cache;
 use crate::model::position::Positions;
@@ -29,7 +30,7 @@ use crate::philox::token_uniform;
 use crate::sampling::{Draws, draw};
 
 /// Prompt tokens, padding included, that are run together; bounds the memory of the pass.
-const PREFILL_TOKENS: usize = 16_384;
+pub(crate) const PREFILL_TOKENS: usize = 16_384;
 /// New sequences enter when this share of the slots is free, so that prompts are run in batches.
 const REFILL_SHARE: usize = 4;
 
@@ -51,6 +52,8 @@ struct Row {
 
 struct Decoder<'a> {
     model: &'a Model,
+    /// Prompts that were run beforehand, which are then all that are needed.
+    prepared: Option<&'a Prepared>,
     requests: &'a [GenerationRequest],
     params: &'a SamplingParams,
     positions: BTreeMap<*const TokenizedPrompt, Positions>,
@@ -64,11 +67,25 @@ struct Decoder<'a> {
     progress: GenerationProgress,
 }
 
-/// Samples one completion for each request, in their order, with one thread for each of `models`.
+/// Samples one completion for each request, in their order, with one thread for each of the models that `replicas` gives.
 ///
 /// # Errors
 /// As `Policy::generate`.
 pub(crate) fn generate(
+    replicas: &dyn Fn() -> Vec<Model>,
+    requests: &[GenerationRequest],
+    params: &SamplingParams,
+    progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+) -> Result<Vec<Completion>, ModelError> {
+    let models = replicas();
+    let is_exact = models.iter().all(|model| !model.device.is_cuda());
+    if is_exact && !params.apart.is_empty() {
+        return apart::generate(replicas, requests, params, progress);
+    }
+    generate_together(models, requests, params, progress)
+}
+
+fn generate_together(
     models: Vec<Model>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
@@ -78,7 +95,7 @@ pub(crate) fn generate(
     let largest = if one_shard {
         requests.len()
     } else {
-        (requests.len() / 4).clamp(*CPU_SHARD.start(), *CPU_SHARD.end())
+        cpu_shard(requests.len())
     };
     let shards = shards(requests, largest);
     let mut completions: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
@@ -100,7 +117,7 @@ pub(crate) fn generate(
                 before = now;
                 reporter.report(fresh)
             };
-            tch::no_grad(|| decode(model, &requests, params, report))
+            tch::no_grad(|| decode(model, None, &requests, params, report))
         },
         |fresh: GenerationProgress| {
             total.sequences += fresh.sequences;
@@ -119,9 +136,14 @@ pub(crate) fn generate(
         .collect())
 }
 
+/// Largest number of requests that are decoded together on the CPU, of this many.
+pub(crate) fn cpu_shard(requests: usize) -> usize {
+    (requests / 4).clamp(*CPU_SHARD.start(), *CPU_SHARD.end())
+}
+
 /// Indices of the requests that are decoded together, of about equal numbers. Prompts of similar length come together,
 /// and so do the samples of a prompt as far as a shard holds them.
-fn shards(requests: &[GenerationRequest], largest: usize) -> Vec<Vec<usize>> {
+pub(crate) fn shards(requests: &[GenerationRequest], largest: usize) -> Vec<Vec<usize>> {
     let mut first_use: BTreeMap<*const TokenizedPrompt, usize> = BTreeMap::new();
     let mut order: Vec<(usize, usize, usize)> = requests
         .iter()
@@ -159,8 +181,9 @@ fn shards(requests: &[GenerationRequest], largest: usize) -> Vec<Vec<usize>> {
 }
 
 /// Decodes requests together on one thread; `report` gets the sums so far and returns whether to go on.
-fn decode(
+pub(crate) fn decode(
     model: &Model,
+    prepared: Option<&Prepared>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
     report: &mut dyn FnMut(GenerationProgress) -> bool,
@@ -170,7 +193,7 @@ fn decode(
             "max_new_tokens is 0; ask for at least one token".to_owned(),
         ));
     }
-    let mut decoder = Decoder::new(model, requests, params)?;
+    let mut decoder = Decoder::new(model, prepared, requests, params)?;
     while !(decoder.rows.is_empty() && decoder.waiting.is_empty()) {
         decoder.admit()?;
         decoder.step()?;
@@ -184,12 +207,17 @@ fn decode(
 impl<'a> Decoder<'a> {
     fn new(
         model: &'a Model,
+        prepared: Option<&'a Prepared>,
         requests: &'a [GenerationRequest],
         params: &'a SamplingParams,
     ) -> Result<Self, ModelError> {
         let mut positions = BTreeMap::new();
         let mut longest = 0;
         for request in requests {
+            if let Some(prepared) = prepared {
+                longest = longest.max(prepared.padded(&request.prompt));
+                continue;
+            }
             let key = Arc::as_ptr(&request.prompt);
             if let Entry::Vacant(entry) = positions.entry(key) {
                 entry.insert(model.check_prompt(&request.prompt, params.max_new_tokens)?);
@@ -208,6 +236,7 @@ impl<'a> Decoder<'a> {
         };
         Ok(Self {
             model,
+            prepared,
             requests,
             params,
             positions,
@@ -238,9 +267,49 @@ impl<'a> Decoder<'a> {
                 return Ok(());
             }
             let start = self.rows.len();
-            self.prefill_some(free)?;
+            match self.prepared {
+                Some(prepared) => self.admit_prepared(prepared, free)?,
+                None => self.prefill_some(free)?,
+            }
             self.leave(start);
         }
+    }
+
+    /// Appends the rows of up to `free` requests whose prompts were run together beforehand, first tokens sampled.
+    fn admit_prepared(&mut self, prepared: &Prepared, free: usize) -> Result<(), ModelError> {
+        let start = self.rows.len();
+        let mut sources = Vec::new();
+        let mut together: Option<&PreparedBatch> = None;
+        while let Some(index) = self
+            .waiting
+            .front()
+            .copied()
+            .filter(|_| sources.len() < free)
+        {
+            let (batch, source) = prepared.find(&self.requests[index].prompt);
+            if together.is_some_and(|together| !std::ptr::eq(together, batch)) {
+                break;
+            }
+            together = Some(batch);
+            let cached = batch.prompts.lengths[source];
+            self.rows.push(Row {
+                request: index,
+                cached,
+                shift: batch.prompts.next[source] - cached,
+                token: 0,
+            });
+            sources.push(source as i64);
+            self.waiting.pop_front();
+        }
+        let Some(batch) = together else {
+            return Ok(());
+        };
+        self.cache
+            .insert(start as i64, &batch.prompts.layers, &sources);
+        let logits = batch
+            .logits
+            .index_select(0, &indices(&sources, self.model.device));
+        self.sample(start, &logits)
     }
 
     /// Runs the prompts of up to `free` requests and appends their rows, first tokens sampled.

@@ -3,6 +3,7 @@
 //! The only crate that names `tch`. It implements the traits of `engine_core::policy`; nothing of tensors leaves it.
 
 mod allocator;
+mod apart;
 mod backend;
 mod completion;
 mod config;
@@ -20,6 +21,7 @@ mod philox;
 mod policy;
 mod sampling;
 mod save;
+mod state;
 mod train;
 mod weights;
 

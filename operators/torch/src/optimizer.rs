@@ -82,16 +82,21 @@ impl Gradients {
 #[derive(Debug)]
 pub(crate) struct AdamW {
     options: TrainOptions,
-    step: i32,
-    states: Vec<State>,
+    /// Steps done.
+    pub(crate) steps: i32,
+    /// One for each trained buffer.
+    pub(crate) states: Vec<State>,
 }
 
+/// What the optimizer holds for one buffer.
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     /// The weights in 32 bits: the buffer itself, or a copy of a 16-bit one.
-    master: Tensor,
-    first: Tensor,
-    second: Tensor,
+    pub(crate) master: Tensor,
+    /// Mean of gradients.
+    pub(crate) first: Tensor,
+    /// Mean of squared gradients.
+    pub(crate) second: Tensor,
 }
 
 impl AdamW {
@@ -108,7 +113,7 @@ impl AdamW {
             .collect();
         Self {
             options: options.clone(),
-            step: 0,
+            steps: 0,
             states,
         }
     }
@@ -129,7 +134,7 @@ impl AdamW {
                 "gradient norm is {grad_norm}"
             )));
         }
-        self.step += 1;
+        self.steps += 1;
         let TrainOptions {
             beta1,
             beta2,
@@ -143,7 +148,8 @@ impl AdamW {
         } else {
             1.0
         };
-        let (correction1, correction2) = (1.0 - beta1.powi(self.step), 1.0 - beta2.powi(self.step));
+        let (correction1, correction2) =
+            (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
         let buckets = weights.buckets.iter_mut().filter(|bucket| bucket.trained);
         for ((bucket, state), gradient) in buckets.zip(&mut self.states).zip(&mut gradients.buffers)
         {
@@ -158,11 +164,25 @@ impl AdamW {
             }
             let step = (&state.first / denominator).g_mul_scalar_(-learning_rate / correction1);
             state.master += step;
-            if bucket.flat.kind() != state.master.kind() {
-                bucket.flat.copy_(&state.master);
-            }
+            state.write_back(bucket);
         }
         Ok(StepReport { grad_norm })
+    }
+
+    /// Rounds the 32-bit weights into 16-bit buffers again, after they were set from outside.
+    pub(crate) fn write_back(&self, weights: &mut Parameters) {
+        let buckets = weights.buckets.iter_mut().filter(|bucket| bucket.trained);
+        for (bucket, state) in buckets.zip(&self.states) {
+            state.write_back(bucket);
+        }
+    }
+}
+
+impl State {
+    fn write_back(&self, bucket: &mut Bucket) {
+        if bucket.flat.kind() != self.master.kind() {
+            bucket.flat.copy_(&self.master);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use engine_core::error::ModelError;
 use engine_core::policy::{
     Completion, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport, ModelInfo,
-    Policy, Precision, SamplingParams, StepReport, TrainSequence,
+    Policy, Precision, SamplingParams, StepReport, TokenizedPrompt, TrainSequence,
 };
 use tch::{Device, Kind};
 
@@ -16,7 +16,7 @@ use crate::model::Model;
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::Parameters;
 use crate::save::{RawWeight, SmallFiles};
-use crate::{completion, device, generate, layout, parallel, train};
+use crate::{completion, device, generate, layout, parallel, state, train};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,13 +144,21 @@ impl Policy for TorchPolicy {
         &self.info
     }
 
+    fn check_prompt(
+        &self,
+        prompt: &TokenizedPrompt,
+        max_new_tokens: usize,
+    ) -> Result<(), ModelError> {
+        guarded(|| self.model.check_prompt(prompt, max_new_tokens).map(|_| ()))
+    }
+
     fn generate(
         &mut self,
         requests: &[GenerationRequest],
         params: &SamplingParams,
         progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>, ModelError> {
-        guarded(|| generate::generate(self.replicas(), requests, params, progress))
+        guarded(|| generate::generate(&|| self.replicas(), requests, params, progress))
     }
 
     fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -231,5 +239,16 @@ impl Policy for TorchPolicy {
                 .collect();
             self.small_files.write(&weights, folder)
         })
+    }
+
+    fn save_state(&self, folder: &Path) -> Result<(), ModelError> {
+        let training = self.training.as_ref().ok_or_else(not_training)?;
+        guarded(|| state::write(folder, &training.optimizer, &self.weights))
+    }
+
+    fn load_state(&mut self, folder: &Path) -> Result<(), ModelError> {
+        let training = self.training.as_mut().ok_or_else(not_training)?;
+        training.gradients = Gradients::default();
+        guarded(|| state::read(folder, &mut training.optimizer, &mut self.weights))
     }
 }

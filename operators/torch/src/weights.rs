@@ -151,14 +151,14 @@ fn canonical(name: &str) -> String {
 }
 
 #[expect(unsafe_code, reason = "memory mapping")]
-fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     let file = File::open(path).map_err(|error| file_error(path, &error))?;
     // SAFETY: model files are immutable once written; a file that is cut short while it is read would end the process,
     // like any other damage to the store.
     unsafe { Mmap::map(&file) }.map_err(|error| file_error(path, &error))
 }
 
-fn tensor_error(path: &Path, name: &str, message: String) -> ModelError {
+pub(crate) fn tensor_error(path: &Path, name: &str, message: String) -> ModelError {
     ModelError::Tensor {
         path: path.to_owned(),
         name: name.to_owned(),
@@ -166,7 +166,7 @@ fn tensor_error(path: &Path, name: &str, message: String) -> ModelError {
     }
 }
 
-fn file_error(path: &Path, error: &dyn std::fmt::Display) -> ModelError {
+pub(crate) fn file_error(path: &Path, error: &dyn std::fmt::Display) -> ModelError {
     ModelError::File {
         path: path.to_owned(),
         message: error.to_string(),

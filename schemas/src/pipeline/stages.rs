@@ -1,18 +1,46 @@
 //! The envelope of stages: operator key, inputs, seed.
 
-use super::{ENVELOPE, InputEntry, SourceEntry, StageEntry, Word, wrong_type};
+use super::expand::{Expanded, Origin};
+use super::{ENVELOPE, InputEntry, QuarantineBudget, SourceEntry, StageEntry, Word, wrong_type};
 use crate::Problem;
+use crate::problem::{drop_known, hint};
 use crate::yaml::{Entry, Node, ScalarKind, Value};
 
 /// Every stage, as far as it can be read. Nothing is left out: other stages may name it.
-pub(super) fn read(stages: &Entry, problems: &mut Vec<Problem>) -> Vec<StageEntry> {
-    match stages.value.entries() {
-        Some([]) | None => {
-            problems.push(wrong_type(stages, "a mapping of stage names to stages"));
-            Vec::new()
-        }
-        Some(entries) => entries.iter().map(|entry| stage(entry, problems)).collect(),
+pub(super) fn read(
+    stages: &Entry,
+    expanded: &Expanded,
+    problems: &mut Vec<Problem>,
+) -> Vec<StageEntry> {
+    let Some(entries) = stages.value.entries() else {
+        problems.push(wrong_type(stages, "a mapping of stage names to stages"));
+        return Vec::new();
+    };
+    if entries.is_empty() && expanded.removed.is_empty() && problems.is_empty() {
+        problems.push(
+            Problem::new(
+                "missing-stage",
+                "the pipeline has no stages",
+                stages.key_span,
+            )
+            .with_help("write `<name>: { <operator>: { ... } }` below `stages`"),
+        );
     }
+    let mut origins = expanded.origins.iter().cloned();
+    let read_one = |entry: &Entry| {
+        let before = problems.len();
+        let mut read = stage(entry, problems);
+        let Origin { is_copy, rounds } = origins.next().unwrap_or_default();
+        if is_copy {
+            drop_known(problems, before);
+        }
+        (read.is_copy, read.rounds) = (is_copy, rounds);
+        for source in read.inputs.iter_mut().flat_map(|input| &mut input.sources) {
+            source.removed = expanded.removed.get(&source.stage).copied();
+        }
+        read
+    };
+    entries.iter().map(read_one).collect()
 }
 
 fn stage(entry: &Entry, problems: &mut Vec<Problem>) -> StageEntry {
@@ -24,6 +52,10 @@ fn stage(entry: &Entry, problems: &mut Vec<Problem>) -> StageEntry {
         inputs: Vec::new(),
         inputs_are_known: true,
         seed: None,
+        quarantine: None,
+        quarantine_span: None,
+        is_copy: false,
+        rounds: Vec::new(),
     };
     let Some(keys) = entry.value.entries() else {
         problems.push(
@@ -50,6 +82,10 @@ fn stage(entry: &Entry, problems: &mut Vec<Problem>) -> StageEntry {
                 }
             },
             "seed" => stage.seed = super::seed(key, problems),
+            "quarantine" => {
+                stage.quarantine = quarantine(key, problems);
+                stage.quarantine_span = Some(key.key_span);
+            }
             other => {
                 debug_assert!(!ENVELOPE.contains(&other));
                 stage.operators.push(Word {
@@ -60,6 +96,49 @@ fn stage(entry: &Entry, problems: &mut Vec<Problem>) -> StageEntry {
         }
     }
     stage
+}
+
+/// `{ rows: 5 }` or `{ share: 0.01 }`.
+fn quarantine(entry: &Entry, problems: &mut Vec<Problem>) -> Option<QuarantineBudget> {
+    let wrong = |key: &Entry, wanted: &str| wrong_type(key, wanted);
+    let Some([budget]) = entry.value.entries() else {
+        let wanted = "`{ rows: ... }` or `{ share: ... }`";
+        problems.push(wrong(entry, wanted));
+        return None;
+    };
+    let kind = match &budget.value.value {
+        Value::Scalar(scalar) => Some(scalar.kind),
+        _ => None,
+    };
+    match (budget.key.as_str(), kind) {
+        (_, Some(ScalarKind::Unresolved)) => None,
+        ("rows", Some(ScalarKind::Integer(rows))) if u64::try_from(rows).is_ok() => {
+            u64::try_from(rows).ok().map(QuarantineBudget::Rows)
+        }
+        ("share", Some(ScalarKind::Float(share))) if (0.0..=1.0).contains(&share) => {
+            Some(QuarantineBudget::Share(share))
+        }
+        ("share", Some(ScalarKind::Integer(share @ 0..=1))) => {
+            Some(QuarantineBudget::Share(f64::from(u8::from(share == 1))))
+        }
+        ("rows", _) => {
+            problems.push(wrong(budget, "a whole number of at least 0"));
+            None
+        }
+        ("share", _) => {
+            problems.push(wrong(budget, "a number from 0 to 1"));
+            None
+        }
+        (other, _) => {
+            let message = format!("`quarantine` has no key `{other}`");
+            problems.push(
+                Problem::new("unknown-key", message, budget.key_span)
+                    .with_label("unknown key")
+                    .with_help(hint(other, &["rows", "share"], "keys")),
+            );
+            None
+        }
+    }
 }
 
 fn check_name(entry: &Entry, problems: &mut Vec<Problem>) {
@@ -159,5 +238,6 @@ fn source(node: &Node) -> Option<SourceEntry> {
         stage: stage.to_owned(),
         port,
         span: node.span,
+        removed: None,
     })
 }

@@ -1,5 +1,6 @@
 //! A YAML text as a tree in which every key and value has its place.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -59,7 +60,24 @@ pub(crate) struct Place<'a> {
     pub(crate) key_span: Span,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// The place at a path of keys and list positions below.
+    pub(crate) fn find(self, path: &[&'a str]) -> Option<Place<'a>> {
+        path.iter()
+            .try_fold(self, |place, step| match &place.node.value {
+                Value::Map(_) => place.node.entry(step).map(Entry::place),
+                Value::List(items) => {
+                    let item = items.get(step.parse::<usize>().ok()?)?;
+                    Some(Place {
+                        node: item,
+                        name: place.name,
+                        key_span: item.span,
+                    })
+                }
+                Value::Scalar(_) => None,
+            })
+    }
+
     /// The value when it is a scalar, otherwise the key: a mapping over many lines is no place to point at.
     pub(crate) fn span(&self) -> Span {
         match &self.node.value {
@@ -91,6 +109,26 @@ impl Node {
         }
     }
 
+    /// Removes the entry with this key.
+    pub(crate) fn remove(&mut self, key: &str) -> Option<Entry> {
+        let Value::Map(entries) = &mut self.value else {
+            return None;
+        };
+        let position = entries.iter().position(|entry| entry.key == key)?;
+        Some(entries.remove(position))
+    }
+
+    /// Replaces the entry with the same key, or adds it at the end. Does nothing to what is no mapping.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        let Value::Map(entries) = &mut self.value else {
+            return;
+        };
+        match entries.iter_mut().find(|other| other.key == entry.key) {
+            Some(other) => *other = entry,
+            None => entries.push(entry),
+        }
+    }
+
     /// The place at a path of keys and list positions.
     pub(crate) fn find<'a>(&'a self, path: &[&'a str]) -> Option<Place<'a>> {
         let start = Place {
@@ -98,19 +136,22 @@ impl Node {
             name: "the file",
             key_span: self.span,
         };
-        path.iter()
-            .try_fold(start, |place, step| match &place.node.value {
-                Value::Map(_) => place.node.entry(step).map(Entry::place),
-                Value::List(items) => {
-                    let item = items.get(step.parse::<usize>().ok()?)?;
-                    Some(Place {
-                        node: item,
-                        name: place.name,
-                        key_span: item.span,
-                    })
+        start.find(path)
+    }
+
+    /// Moves all places, for a text that stands behind others.
+    fn shift(&mut self, base: usize) {
+        self.span.start += base;
+        match &mut self.value {
+            Value::Scalar(_) => {}
+            Value::List(items) => items.iter_mut().for_each(|item| item.shift(base)),
+            Value::Map(entries) => {
+                for entry in entries {
+                    entry.key_span.start += base;
+                    entry.value.shift(base);
                 }
-                Value::Scalar(_) => None,
-            })
+            }
+        }
     }
 
     /// What it is, for messages.
@@ -138,8 +179,36 @@ impl Entry {
     }
 }
 
-/// Reads a text. Syntax mistakes leave no tree; duplicate keys leave the first of each.
-pub(crate) fn read(text: &str) -> (Option<Node>, Vec<Problem>) {
+/// Reads a text whose first byte has the place `base`. Syntax mistakes leave no tree; duplicate keys leave the first of each.
+pub(crate) fn read(text: &str, base: usize) -> (Option<Node>, Vec<Problem>) {
+    let (mut root, mut problems) = read_value(text, base);
+    if matches!(&root, Some(Node { value: Value::Scalar(scalar), .. }) if scalar.kind == ScalarKind::Null)
+    {
+        let start = Span {
+            start: base,
+            len: 0,
+        };
+        problems = vec![Problem::new("syntax", "the file says nothing", start)];
+        root = None;
+    }
+    (root, problems)
+}
+
+/// As [`read`], for a text that may say nothing.
+pub(crate) fn read_value(text: &str, base: usize) -> (Option<Node>, Vec<Problem>) {
+    let (mut root, mut problems) = parse(text);
+    if base > 0 {
+        if let Some(root) = &mut root {
+            root.shift(base);
+        }
+        for problem in &mut problems {
+            problem.shift(base);
+        }
+    }
+    (root, problems)
+}
+
+fn parse(text: &str) -> (Option<Node>, Vec<Problem>) {
     // Byte offsets are counted without a byte order mark by the parser; nobody needs one in UTF-8.
     if text.starts_with('\u{feff}') {
         let problem = Problem::new(
@@ -161,16 +230,6 @@ pub(crate) fn read(text: &str) -> (Option<Node>, Vec<Problem>) {
         Ok(raw) => {
             let mut problems = Vec::new();
             let root = resolve(raw, text, &mut problems);
-            if matches!(&root.value, Value::Scalar(scalar) if scalar.kind == ScalarKind::Null) {
-                return (
-                    None,
-                    vec![Problem::new(
-                        "syntax",
-                        "the file says nothing",
-                        Span::default(),
-                    )],
-                );
-            }
             (Some(root), problems)
         }
         Err(error) => (None, vec![syntax_problem(error.without_snippet(), text)]),
@@ -207,7 +266,14 @@ fn syntax_problem(error: &Error, text: &str) -> Problem {
         }
         other => {
             let message = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-            let message = message.lines().next().unwrap_or_default().to_owned();
+            // The span says where.
+            let line = message.lines().next().unwrap_or_default();
+            let message = line.split(" at line ").next().unwrap_or_default();
+            if message.contains("too large or too complex") {
+                let message = "the file is too large or too deeply nested, with all that its aliases stand for";
+                return Problem::new("syntax", message, span)
+                    .with_help("write less by alias, or several files with `include`");
+            }
             Problem::new("syntax", format!("this is not valid YAML: {message}"), span)
         }
     }
@@ -303,10 +369,11 @@ fn resolve_map(
     problems: &mut Vec<Problem>,
 ) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::with_capacity(pairs.len());
+    let mut positions: HashMap<String, usize> = HashMap::with_capacity(pairs.len());
     for (key, value) in pairs {
         let key_span = span_of(&key.defined);
         let value = resolve(value, text, problems);
-        if let Some(first) = entries.iter().find(|entry| entry.key == key.value) {
+        if let Some(first) = positions.get(&key.value).map(|first| &entries[*first]) {
             problems.push(
                 Problem::new(
                     "duplicate-key",
@@ -318,6 +385,7 @@ fn resolve_map(
                 .with_help("remove or rename one of them"),
             );
         } else {
+            positions.insert(key.value.clone(), entries.len());
             entries.push(Entry {
                 key: key.value,
                 key_span,

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use parquet::arrow::ArrowWriter;
 
 use engine_core::operator::BatchReader;
-use engine_core::{Artifact, StageEvent};
+use engine_core::{Artifact, StageEvent, StageView};
 
 use super::*;
 use crate::{Catalog, StoredDataset, rows_to_json};
@@ -147,7 +147,7 @@ fn the_catalog_unites_the_datasets_of_a_table_and_says_where_rows_are_from() {
 /// Output ports that forget what is written to them.
 struct Nowhere;
 
-impl StageIo for Nowhere {
+impl StageView for Nowhere {
     fn inputs(&self, _port: &str) -> &[Artifact] {
         &[]
     }
@@ -168,15 +168,7 @@ impl StageIo for Nowhere {
         Ok(std::path::PathBuf::new())
     }
 
-    fn write(&mut self, _port: &str, _batch: RecordBatch) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
-    fn write_model(&mut self, _port: &str, _folder: &Path) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
-    fn put_media(&mut self, _bytes: &[u8]) -> Result<String, OperatorError> {
+    fn put_media(&self, _bytes: &[u8]) -> Result<String, OperatorError> {
         Ok(String::new())
     }
 
@@ -192,6 +184,33 @@ impl StageIo for Nowhere {
 
     fn is_cancelled(&self) -> bool {
         false
+    }
+}
+
+impl StageIo for Nowhere {
+    fn write(&mut self, _port: &str, _batch: RecordBatch) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn write_model(&mut self, _port: &str, _folder: &Path) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<Option<engine_core::Checkpoint>, OperatorError> {
+        Ok(None)
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        false
+    }
+
+    fn checkpoint(
+        &mut self,
+        _step: u64,
+        _folder: &Path,
+        _state: serde_json::Value,
+    ) -> Result<(), OperatorError> {
+        Ok(())
     }
 }
 
@@ -212,4 +231,70 @@ fn a_query_that_panics_is_an_error_and_no_shorter_result() {
     let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, true)]));
     let error = session.write(frame, &schema, &mut Nowhere, "rows");
     assert!(matches!(error, Err(OperatorError::Data(_))), "{error:?}");
+}
+
+#[test]
+fn parts_are_read_through_whatever_store_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = part(folder.path(), "a.parquet", &[5, 1, 9]);
+    let bytes = std::fs::read(source.strip_prefix("file://").unwrap()).unwrap();
+    let chaos = format!(
+        "chaos+{}?seed=7&rate=0.3",
+        store_url(&folder.path().join("store"))
+    );
+    for location in ["memory://", "chaos+memory://?seed=5&rate=0.3", &chaos] {
+        let store = engine_store::Store::open(location).unwrap();
+        let media = store.put_media(&bytes).unwrap();
+        let url = store.object_url(&format!("v1/media/{media}"));
+        let session = QuerySession::new(Order::Repeatable).unwrap();
+        session
+            .register_parquet("numbers", vec![url.clone(), url])
+            .unwrap();
+        let frame = session.sql("select id from numbers").unwrap();
+        assert_eq!(
+            ids(&session.collect(frame).unwrap()),
+            [5, 1, 9, 5, 1, 9],
+            "{location}"
+        );
+    }
+}
+
+fn store_url(folder: &Path) -> String {
+    format!("file://{}", folder.display())
+}
+
+#[test]
+fn a_sort_that_has_no_room_in_memory_goes_on_in_the_scratch_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids_in: Vec<i64> = (0..400_000).map(|id| id * 7919 % 400_000).collect();
+    let url = part(folder.path(), "a.parquet", &ids_in);
+    let scratch = folder.path().join("scratch");
+    let session = QuerySession::build(
+        Order::Repeatable,
+        DiskManagerMode::Directories(vec![scratch.clone()]),
+        16 << 20,
+    )
+    .unwrap();
+    session.register_parquet("numbers", vec![url]).unwrap();
+    let frame = session
+        .sql("select id, repeat('x', 200) as filler from numbers order by filler, id")
+        .unwrap();
+    let sorted = ids(&session.collect(frame).unwrap());
+    assert!(sorted.iter().copied().eq(0..400_000));
+    assert!(std::fs::read_dir(&scratch).unwrap().count() > 0);
+}
+
+#[test]
+fn a_query_without_enough_memory_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids_in: Vec<i64> = (0..300_000).collect();
+    let url = part(folder.path(), "a.parquet", &ids_in);
+    let session =
+        QuerySession::build(Order::Repeatable, DiskManagerMode::Disabled, 1 << 20).unwrap();
+    session.register_parquet("numbers", vec![url]).unwrap();
+    let frame = session
+        .sql("select a.id from numbers a join numbers b on a.id = b.id order by a.name")
+        .unwrap();
+    let error = session.collect(frame).unwrap_err().to_string();
+    assert!(error.contains(MEMORY_VARIABLE), "{error}");
 }

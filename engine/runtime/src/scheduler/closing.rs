@@ -10,17 +10,36 @@ use super::{Scheduler, State};
 use crate::clock;
 use crate::event::RunEvent;
 use crate::failure::{Failure, RunError};
-use crate::keys::Outputs;
 use crate::outcome::StageOutcome;
+use crate::task::TaskDone;
 
 impl Scheduler<'_> {
+    /// A stage ran to its end.
+    pub(super) fn finish(
+        &mut self,
+        index: usize,
+        done: TaskDone,
+        begun: Instant,
+        warnings: Vec<String>,
+    ) -> Result<(), RunError> {
+        let record = StageRecord {
+            warnings,
+            parts: done.counts,
+            spans: done.spans,
+            retries: done.retries,
+            ..StageRecord::default()
+        };
+        self.complete(index, done.manifest, StageStatus::Done, begun, record)
+    }
+
+    /// A stage has a result. `record` has what the manifest does not say.
     pub(super) fn complete(
         &mut self,
         index: usize,
         manifest: Manifest,
         status: StageStatus,
         begun: Instant,
-        warnings: Vec<String>,
+        record: StageRecord,
     ) -> Result<(), RunError> {
         let stage = &self.plan.stages[index];
         let rows = stage.outputs.iter().find_map(|(port, _)| {
@@ -42,10 +61,11 @@ impl Scheduler<'_> {
                 .iter()
                 .map(|(port, artifact)| (port.clone(), artifact.digest().to_string()))
                 .collect(),
-            warnings,
-            error: None,
+            generation: manifest.generation,
+            ..record
         };
         self.outputs[index] = Some(manifest.outputs.clone());
+        self.queues.made(index);
         let outcome = StageOutcome {
             record,
             outputs: manifest.outputs,
@@ -82,12 +102,24 @@ impl Scheduler<'_> {
         self.close(
             index,
             StageOutcome {
-                record,
-                outputs: Outputs::new(),
-                work_seconds: None,
                 failure,
+                ..StageOutcome::without_result(record)
             },
         )
+    }
+
+    /// Closes a stage that was not chosen and has no result.
+    pub(super) fn close_not_selected(
+        &mut self,
+        index: usize,
+        key: Option<&Digest>,
+    ) -> Result<(), RunError> {
+        let record = StageRecord {
+            key: key.map(ToString::to_string),
+            status: StageStatus::NotSelected,
+            ..self.blank(index)
+        };
+        self.close(index, StageOutcome::without_result(record))
     }
 
     /// Closes a stage that did not come to its end.
@@ -101,15 +133,7 @@ impl Scheduler<'_> {
             status,
             ..self.blank(index)
         };
-        self.close(
-            index,
-            StageOutcome {
-                record,
-                outputs: Outputs::new(),
-                work_seconds: None,
-                failure: None,
-            },
-        )
+        self.close(index, StageOutcome::without_result(record))
     }
 
     fn close(&mut self, index: usize, outcome: StageOutcome) -> Result<(), RunError> {
@@ -130,7 +154,11 @@ impl Scheduler<'_> {
             rows,
             "stage ended"
         );
-        self.store.record_stage(&self.run, index, &outcome.record)?;
+        if *status == StageStatus::Cached {
+            self.cached.push((index, outcome.record.clone()));
+        } else {
+            self.store.record_stage(&self.run, index, &outcome.record)?;
+        }
         self.observer.observe(RunEvent::StageEnded {
             index,
             record: &outcome.record,
@@ -144,14 +172,8 @@ impl Scheduler<'_> {
         StageRecord {
             stage: stage.name.clone(),
             kind: stage.kind.to_owned(),
-            key: None,
-            status: StageStatus::Skipped,
             started: clock::now(),
-            seconds: 0.0,
-            rows: None,
-            outputs: std::collections::BTreeMap::new(),
-            warnings: Vec::new(),
-            error: None,
+            ..StageRecord::default()
         }
     }
 }

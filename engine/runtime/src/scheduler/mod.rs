@@ -1,31 +1,40 @@
 //! The scheduler: one loop over messages, stages on threads of their own.
+//!
+//! What there is to do is kept in queues: stages whose inputs have all come are looked up, those without a result wait for a
+//! place. A message costs what it changes, however many stages there are.
 
 mod closing;
+mod lookup;
+mod queues;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use engine_core::{Digest, Placement, StageEvent};
-use engine_plan::{Plan, StageKey};
-use engine_store::{Lookup, Store, new_run_id};
-use schemas::record::{RunEnded, RunStarted, StageStatus};
+use engine_core::{Digest, StageEvent};
+use engine_plan::Plan;
+use engine_store::{Store, new_run_id};
+use schemas::record::{RunEnded, RunStarted, StageRecord};
 
 use crate::cancel::CancelToken;
 use crate::clock;
 use crate::event::{RunEvent, RunObserver};
 use crate::execute::RunOptions;
 use crate::failure::RunError;
-use crate::keys::{Inputs, KeyMaker, Outputs, inputs_of};
+use crate::keys::{KeyMaker, Outputs};
 use crate::outcome::{RunOutcome, RunStatus, StageOutcome};
-use crate::task::{Message, Task, TaskShared};
+use crate::task::{Message, Start, Task, TaskShared};
 use crate::worker::{WorkerPool, WorkerSetup};
+use queues::Queues;
 
 /// How long the scheduler waits before it looks at the wish to stop.
 const TICK: Duration = Duration::from_millis(50);
 /// How long stages in this process may take to notice the wish to stop before they are left behind.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often a run says that it is at work.
+const ALIVE: Duration = Duration::from_mins(1);
 
 /// What is known of a stage.
 #[derive(Debug)]
@@ -33,7 +42,7 @@ enum State {
     /// An input is not there yet.
     Waiting,
     /// It can start.
-    Ready(Box<(StageKey, Inputs)>),
+    Ready(Box<Start>),
     Running {
         key: Digest,
         since: Instant,
@@ -51,8 +60,11 @@ pub(crate) struct Scheduler<'a> {
     run: String,
     keys: KeyMaker,
     states: Vec<State>,
+    queues: Queues,
     outputs: Vec<Option<Outputs>>,
     outcomes: Vec<Option<StageOutcome>>,
+    /// Stages that were found in the store; their records are written together.
+    cached: Vec<(usize, StageRecord)>,
     /// Warnings about stages that have not started, for example a damaged manifest.
     early_warnings: Vec<Vec<String>>,
     shared: Arc<TaskShared>,
@@ -63,13 +75,13 @@ pub(crate) struct Scheduler<'a> {
 }
 
 impl<'a> Scheduler<'a> {
-    pub(crate) fn new(
+    pub(crate) fn try_new(
         plan: &'a Arc<Plan>,
         store: &'a Store,
         options: &'a RunOptions,
         cancel: &'a CancelToken,
         observer: &'a mut dyn RunObserver,
-    ) -> Self {
+    ) -> Result<Self, RunError> {
         let count = plan.stages.len();
         let setup = WorkerSetup {
             version: options.version.clone(),
@@ -78,64 +90,59 @@ impl<'a> Scheduler<'a> {
             threads: options.threads,
             device: options.device.clone(),
         };
+        let run = new_run_id();
         let shared = TaskShared {
             plan: Arc::clone(plan),
             store: store.clone(),
-            root: options.root.clone(),
-            version: options.version.clone(),
+            options: options.clone(),
             workers: WorkerPool::new(options.worker.clone(), setup),
             cancel: cancel.clone(),
+            generations: store.generations()?,
+            span: tracing::info_span!("run", run, pipeline = plan.name),
         };
         let (sender, messages) = channel();
-        Self {
+        Ok(Self {
             plan,
             store,
             options,
             cancel,
             observer,
-            run: new_run_id(),
+            run,
             keys: KeyMaker::new(&options.root),
             states: (0..count).map(|_| State::Waiting).collect(),
+            queues: Queues::new(plan, options),
             outputs: vec![None; count],
             outcomes: vec![None; count],
+            cached: Vec::new(),
             early_warnings: vec![Vec::new(); count],
             shared: Arc::new(shared),
             sender,
             messages,
             has_failed: false,
             cancelled_at: None,
-        }
+        })
     }
 
     pub(crate) fn run(mut self) -> Result<RunOutcome, RunError> {
-        let span = tracing::info_span!("run", run = self.run, pipeline = self.plan.name);
+        let span = self.shared.span.clone();
         let _entered = span.enter();
         let begun = Instant::now();
         self.store.sweep_scratch();
-        self.store.record_start(&RunStarted {
-            run: self.run.clone(),
-            pipeline: self.plan.name.clone(),
-            text: self.plan.text.clone(),
-            started: clock::now(),
-            version: self.options.version.clone(),
-            stages: self
-                .plan
-                .stages
-                .iter()
-                .map(|stage| stage.name.clone())
-                .collect(),
-        })?;
+        self.store.record_start(&self.started())?;
         self.observer.observe(RunEvent::Started { run: &self.run });
         self.drive()?;
         for index in 0..self.states.len() {
             self.close_left(index)?;
         }
+        let is_done =
+            |outcome: &Option<StageOutcome>| outcome.as_ref().is_some_and(StageOutcome::is_settled);
         let status = match (self.cancelled_at, self.has_failed) {
             (_, true) => RunStatus::Failed,
-            (Some(_), false) if self.outputs.iter().any(Option::is_none) => RunStatus::Interrupted,
+            (Some(_), false) if !self.outcomes.iter().all(is_done) => RunStatus::Interrupted,
             _ => RunStatus::Done,
         };
         let seconds = begun.elapsed().as_secs_f64();
+        self.store.record_cached(&self.run, &self.cached)?;
         self.store.record_end(&RunEnded {
             run: self.run.clone(),
             ended: clock::now(),
@@ -157,99 +164,62 @@ impl<'a> Scheduler<'a> {
         Ok(outcome)
     }
 
+    fn started(&self) -> RunStarted {
+        let stages = self.plan.stages.iter();
+        RunStarted {
+            run: self.run.clone(),
+            pipeline: self.plan.name.clone(),
+            text: self.plan.text.clone(),
+            resolved: Some(self.plan.resolved.clone()),
+            started: clock::now(),
+            version: self.options.version.clone(),
+            stages: stages.map(|stage| stage.name.clone()).collect(),
+        }
+    }
+
     /// Starts what can start and hears what happens, until nothing runs and nothing can start.
     fn drive(&mut self) -> Result<(), RunError> {
+        let mut last_alive = Instant::now();
         loop {
             if self.cancel.is_cancelled() && self.cancelled_at.is_none() {
                 self.cancelled_at = Some(Instant::now());
                 self.observer.observe(RunEvent::Stopping);
             }
             if self.cancelled_at.is_none() && !self.has_failed {
-                self.advance()?;
+                self.look_up_all()?;
                 self.start_ready();
             }
-            let is_running = self
-                .states
-                .iter()
-                .any(|state| matches!(state, State::Running { .. }));
             let is_late = self.cancelled_at.is_some_and(|at| at.elapsed() > GRACE);
-            if !is_running || is_late {
+            if !self.queues.is_running() || is_late {
                 return Ok(());
+            }
+            if last_alive.elapsed() > ALIVE {
+                last_alive = Instant::now();
+                self.store.record_alive(&self.run);
             }
             let first = match self.messages.recv_timeout(TICK) {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            let mut queue: VecDeque<Message> = std::iter::once(first)
-                .chain(self.messages.try_iter())
-                .collect();
-            while let Some(message) = queue.pop_front() {
+            self.hear(first)?;
+            while let Ok(message) = self.messages.try_recv() {
                 self.hear(message)?;
             }
         }
     }
 
-    /// Looks up every stage whose inputs have come; one pass is enough, since the stages are in topological order.
-    fn advance(&mut self) -> Result<(), RunError> {
-        for index in 0..self.states.len() {
-            if !matches!(self.states[index], State::Waiting) {
-                continue;
-            }
-            let Some(inputs) = inputs_of(&self.plan.stages[index], &self.outputs) else {
-                continue;
-            };
-            let begun = Instant::now();
-            let key = match self.keys.key(&self.plan.stages[index], &inputs) {
-                Ok(key) => key,
-                Err(error) => {
-                    self.fail(index, None, begun, error.into(), Vec::new())?;
-                    return Ok(());
-                }
-            };
-            match self.store.lookup(&key.digest)? {
-                Lookup::Hit(manifest) => {
-                    let warnings = manifest.warnings.clone();
-                    self.complete(index, *manifest, StageStatus::Cached, begun, warnings)?;
-                }
-                Lookup::Miss => self.states[index] = State::Ready(Box::new((key, inputs))),
-                Lookup::Broken(reason) => {
-                    self.early_warnings[index]
-                        .push(format!("an earlier result cannot be used: {reason}"));
-                    self.states[index] = State::Ready(Box::new((key, inputs)));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn start_ready(&mut self) {
-        let mut running_keys: HashSet<Digest> = HashSet::new();
-        let mut free = [
-            self.options.engine_slots.max(1),
-            self.options.worker_slots.max(1),
-        ];
-        for (index, state) in self.states.iter().enumerate() {
-            if let State::Running { key, .. } = state {
-                running_keys.insert(key.clone());
-                let slot = slot(self.plan.stages[index].placement);
-                free[slot] = free[slot].saturating_sub(1);
-            }
-        }
-        for index in 0..self.states.len() {
-            let slot = slot(self.plan.stages[index].placement);
-            let State::Ready(ready) = &self.states[index] else {
-                continue;
+        while let Some(index) = self.queues.next_start() {
+            let State::Ready(start) = std::mem::replace(&mut self.states[index], State::Waiting)
+            else {
+                unreachable!("only stages that are ready are in the queue")
             };
-            let key = ready.0.digest.clone();
-            if free[slot] == 0 {
+            let key = start.key.digest.clone();
+            if !self.queues.begin(index, &key) {
+                // The same work runs under another name: it is looked up again when that ends.
                 continue;
             }
-            if !running_keys.insert(key.clone()) {
-                // The same work runs under another name: wait for it, then look it up.
-                continue;
-            }
-            free[slot] -= 1;
             let warnings = std::mem::take(&mut self.early_warnings[index]);
             self.observer.observe(RunEvent::StageStarted { index });
             for warning in &warnings {
@@ -258,22 +228,14 @@ impl<'a> Scheduler<'a> {
                     event: &StageEvent::Warning(warning.clone()),
                 });
             }
-            let state = std::mem::replace(
-                &mut self.states[index],
-                State::Running {
-                    key,
-                    since: Instant::now(),
-                    warnings,
-                },
-            );
-            let State::Ready(ready) = state else {
-                unreachable!("it was ready a moment ago")
+            self.states[index] = State::Running {
+                key,
+                since: Instant::now(),
+                warnings,
             };
-            let (key, inputs) = *ready;
             Task {
                 index,
-                key,
-                inputs,
+                start: *start,
                 shared: Arc::clone(&self.shared),
                 sender: self.sender.clone(),
             }
@@ -305,30 +267,12 @@ impl<'a> Scheduler<'a> {
                 else {
                     unreachable!("only a running stage finishes")
                 };
-                self.release_twins(&key);
+                self.queues.end(index, &key);
                 match *result {
-                    Ok(manifest) => {
-                        self.complete(index, manifest, StageStatus::Done, since, warnings)
-                    }
+                    Ok(done) => self.finish(index, done, since, warnings),
                     Err(failure) => self.fail(index, Some(key), since, failure, warnings),
                 }
             }
         }
-    }
-
-    /// Stages that waited for the same work under another name look it up again.
-    fn release_twins(&mut self, key: &Digest) {
-        for state in &mut self.states {
-            if matches!(state, State::Ready(ready) if ready.0.digest == *key) {
-                *state = State::Waiting;
-            }
-        }
-    }
-}
-
-fn slot(placement: Placement) -> usize {
-    match placement {
-        Placement::Engine => 0,
-        Placement::Worker => 1,
     }
 }

@@ -14,7 +14,7 @@ use super::WorkerOptions;
 use super::protocol::{FromWorker, Heard, LogTail, StageRequest, WorkerSetup};
 use crate::failure::{Domain, Failure};
 use crate::io::StageListener;
-use crate::keys::Outputs;
+use crate::stage::StageDone;
 
 /// How long the supervisor waits before it looks at the clock and at the wish to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -34,23 +34,8 @@ pub(crate) struct WorkerPool {
 /// What a worker made, and with what.
 #[derive(Debug)]
 pub(crate) struct WorkerDone {
-    pub(crate) outputs: Outputs,
+    pub(crate) done: StageDone,
     pub(crate) backend: String,
-}
-
-/// Why an attempt failed, and whether another may succeed.
-struct Attempt {
-    failure: Failure,
-    is_retryable: bool,
-}
-
-impl From<Failure> for Attempt {
-    fn from(failure: Failure) -> Self {
-        Self {
-            failure,
-            is_retryable: false,
-        }
-    }
 }
 
 impl WorkerPool {
@@ -62,35 +47,12 @@ impl WorkerPool {
         }
     }
 
-    /// Runs a stage in a worker; starts it again, from its beginning, when the worker was killed by something else.
+    /// Runs a stage in a worker, once.
     pub(crate) fn run(
         &self,
         request: &StageRequest,
         listener: &dyn StageListener,
     ) -> Result<WorkerDone, Failure> {
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            match self.attempt(request, listener) {
-                Ok(done) => return Ok(done),
-                Err(attempt)
-                    if attempt.is_retryable
-                        && attempts <= self.options.retries
-                        && !listener.is_cancelled() =>
-                {
-                    let message = format!("{}; the stage was started again", attempt.failure);
-                    listener.event(StageEvent::Warning(message));
-                }
-                Err(attempt) => return Err(attempt.failure),
-            }
-        }
-    }
-
-    fn attempt(
-        &self,
-        request: &StageRequest,
-        listener: &dyn StageListener,
-    ) -> Result<WorkerDone, Attempt> {
         let idle = self
             .idle
             .lock()
@@ -100,13 +62,13 @@ impl WorkerPool {
             Some(worker) if worker.is_alive() => worker,
             _ => Worker::start(&self.options, &self.setup)?,
         };
-        let outputs = worker.run(request, &self.options, listener)?;
-        let backend = worker.backend.clone();
+        let done = worker.run(request, &self.options, listener)?;
+        let backend = worker.backend.clone().unwrap_or_default();
         self.idle
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(worker);
-        Ok(WorkerDone { outputs, backend })
+        Ok(WorkerDone { done, backend })
     }
 }
 
@@ -117,7 +79,8 @@ struct Worker {
     stdin: Option<ChildStdin>,
     heard: Receiver<Heard>,
     log: LogTail,
-    backend: String,
+    /// What it computes with; known once it is ready.
+    backend: Option<String>,
 }
 
 impl Worker {
@@ -147,7 +110,7 @@ impl Worker {
             stdin: Some(stdin),
             heard,
             log,
-            backend: String::new(),
+            backend: None,
         };
         // A worker that is gone already is noticed when the first answer does not come.
         let _ = worker.say(setup);
@@ -181,48 +144,54 @@ impl Worker {
         request: &StageRequest,
         options: &WorkerOptions,
         listener: &dyn StageListener,
-    ) -> Result<Outputs, Attempt> {
+    ) -> Result<StageDone, Failure> {
         // As above: a broken pipe shows as the end of the worker's output.
         let _ = self.say(request);
-        let mut last_heard = Instant::now();
+        let mut watch = Watch::new();
         loop {
             if listener.is_cancelled() {
                 self.kill();
-                return Err(Failure::interrupted().into());
+                return Err(Failure::interrupted());
             }
             match self.heard.recv_timeout(TICK) {
                 Ok(Heard::Line(line)) => {
-                    last_heard = Instant::now();
+                    watch.last_heard = Instant::now();
                     match *line {
-                        FromWorker::Ready { backend } => self.backend = backend,
+                        FromWorker::Ready { backend } => {
+                            self.backend = Some(backend);
+                            watch.last_progress = Instant::now();
+                        }
                         FromWorker::Heartbeat => {}
-                        FromWorker::Event(event) => listener.event(event),
-                        FromWorker::Done { outputs } => return Ok(outputs),
-                        FromWorker::Failed(failure) => return Err(failure.into()),
+                        FromWorker::Event(event) => {
+                            watch.progress(&event);
+                            listener.event(event);
+                        }
+                        FromWorker::Committed => {
+                            watch.last_progress = Instant::now();
+                            listener.committed();
+                        }
+                        FromWorker::Done(done) => return Ok(done),
+                        FromWorker::Failed(failure) => return Err(failure),
                     }
                 }
                 Ok(Heard::Closed) | Err(RecvTimeoutError::Disconnected) => {
                     return Err(self.post_mortem(&request.stage));
                 }
-                Err(RecvTimeoutError::Timeout) if last_heard.elapsed() > options.silence => {
-                    self.kill();
-                    let seconds = options.silence.as_secs_f64();
-                    let message = format!(
-                        "the worker of stage `{}` said nothing for {seconds} s and was stopped",
-                        request.stage
-                    );
-                    return Err(Attempt {
-                        failure: self.failure(message),
-                        is_retryable: true,
-                    });
-                }
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(fault) = watch.fault(self.backend.is_some(), options) {
+                self.kill();
+                let message = format!("the worker of stage `{}` {fault}", request.stage);
+                return Err(Failure {
+                    is_transient: true,
+                    ..self.failure(message)
+                });
             }
         }
     }
 
     /// Says how a worker ended that closed its output without an answer.
-    fn post_mortem(&mut self, stage: &str) -> Attempt {
+    fn post_mortem(&mut self, stage: &str) -> Failure {
         self.stdin = None;
         let deadline = Instant::now() + LAST_BREATH;
         let status = loop {
@@ -237,9 +206,9 @@ impl Worker {
         std::thread::sleep(TICK);
         let by_signal = status.and_then(|status| status.signal());
         let message = format!("the worker of stage `{stage}` {}", describe(status));
-        Attempt {
-            failure: self.failure(message),
-            is_retryable: by_signal.is_some(),
+        Failure {
+            is_transient: by_signal.is_some(),
+            ..self.failure(message)
         }
     }
 
@@ -268,6 +237,65 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// When a worker last gave signs of life.
+struct Watch {
+    begun: Instant,
+    last_heard: Instant,
+    last_progress: Instant,
+    /// What was done and how many tokens, when it last told.
+    known: (u64, u64),
+}
+
+impl Watch {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            begun: now,
+            last_heard: now,
+            last_progress: now,
+            known: (0, 0),
+        }
+    }
+
+    /// A stage that tells the same over and over comes no further.
+    fn progress(&mut self, event: &StageEvent) {
+        if let StageEvent::Progress(progress) = event {
+            let known = (progress.done, progress.tokens);
+            if known != self.known {
+                (self.known, self.last_progress) = (known, Instant::now());
+            }
+        }
+    }
+
+    /// Which limit is passed.
+    fn fault(&self, is_ready: bool, options: &WorkerOptions) -> Option<String> {
+        let WorkerOptions {
+            start,
+            silence,
+            stall,
+            ..
+        } = options;
+        if self.last_heard.elapsed() > *silence {
+            Some(format!(
+                "said nothing for {} s and was stopped",
+                silence.as_secs_f64()
+            ))
+        } else if !is_ready && self.begun.elapsed() > *start {
+            Some(format!(
+                "was not ready after {} s and was stopped: it loads the model library and opens the device",
+                start.as_secs_f64()
+            ))
+        } else if is_ready && self.last_progress.elapsed() > *stall {
+            Some(format!(
+                "lives but came no further for {} s and was stopped",
+                stall.as_secs_f64()
+            ))
+        } else {
+            None
+        }
     }
 }
 

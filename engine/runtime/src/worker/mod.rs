@@ -7,6 +7,8 @@
 mod client;
 mod protocol;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,10 +23,17 @@ pub use serve::serve;
 pub struct WorkerOptions {
     /// The program.
     pub program: PathBuf,
+    /// A worker that is not ready after so long is killed: it loads the model library and opens the device.
+    pub start: Duration,
     /// A worker that says nothing for so long is killed; it has a heartbeat of two seconds.
     pub silence: Duration,
-    /// How often a stage is started again when its worker was killed by something else than this process.
+    /// A worker whose stage comes no further for so long is killed, even if its heart beats.
+    pub stall: Duration,
+    /// How often a stage is started again, without having come further, when its worker was killed by something else
+    /// than this process, was silent or stalled, or the store failed for a while.
     pub retries: u32,
+    /// The pause before the first of these attempts; each further one is twice as long.
+    pub backoff: Duration,
 }
 
 impl WorkerOptions {
@@ -33,8 +42,11 @@ impl WorkerOptions {
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
+            start: Duration::from_mins(2),
             silence: Duration::from_mins(1),
-            retries: 1,
+            stall: Duration::from_mins(30),
+            retries: 3,
+            backoff: Duration::from_secs(1),
         }
     }
 }

@@ -11,7 +11,8 @@ use schemas::TableName;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Domain, Failure};
-use crate::keys::{Inputs, Outputs};
+use crate::keys::Inputs;
+use crate::stage::{StageDone, StageJob};
 
 /// First line to a worker: what holds for all its stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,11 +35,11 @@ pub struct WorkerSetup {
 #[serde(deny_unknown_fields)]
 pub(crate) struct StageRequest {
     pub(crate) stage: String,
-    pub(crate) kind: String,
     pub(crate) config: serde_json::Value,
     pub(crate) seed: u64,
     pub(crate) inputs: Inputs,
     pub(crate) outputs: Vec<OutputPort>,
+    pub(crate) job: StageJob,
 }
 
 /// An output port with its type. The schema is an Arrow IPC message, which keeps every detail of it.
@@ -99,8 +100,10 @@ pub(crate) enum FromWorker {
     Heartbeat,
     /// The running stage tells something.
     Event(StageEvent),
+    /// The stage has committed something, from where another attempt goes on.
+    Committed,
     /// The stage is done; its objects are stored and not yet committed.
-    Done { outputs: Outputs },
+    Done(StageDone),
     /// The stage failed, or the worker could not start.
     Failed(Failure),
 }
@@ -128,7 +131,6 @@ mod tests {
         ];
         let request = StageRequest {
             stage: "probe".to_owned(),
-            kind: "rollout".to_owned(),
             config: serde_json::json!({"samples": 8, "temperature": 0.7}),
             seed: u64::MAX,
             inputs: Inputs::new(),
@@ -136,6 +138,19 @@ mod tests {
                 .iter()
                 .map(|(name, port_type)| OutputPort::new(name, port_type).unwrap())
                 .collect(),
+            job: StageJob {
+                key: engine_core::Digest::of(b"key"),
+                kind: "rollout".to_owned(),
+                version: 3,
+                config: serde_json::json!({"samples": 8}),
+                uses_seed: true,
+                quarantine: Some(crate::stage::Budget::Share(0.1)),
+                is_forced: false,
+                replay: Vec::new(),
+                memory_budget: 1 << 28,
+                checkpoint_every: std::time::Duration::from_millis(1500),
+                threads: 2,
+            },
         };
         let line = serde_json::to_string(&request).unwrap();
         assert!(!line.contains('\n'));

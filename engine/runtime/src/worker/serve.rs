@@ -12,8 +12,7 @@ use engine_store::Store;
 use super::protocol::{FromWorker, StageRequest, WorkerSetup};
 use crate::failure::{Domain, Failure};
 use crate::io::StageListener;
-use crate::keys::Outputs;
-use crate::stage::run_stage;
+use crate::stage::{StageDone, run_stage};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -62,7 +61,7 @@ pub fn serve(
             request,
             voice.as_ref(),
         ) {
-            Ok(outputs) => FromWorker::Done { outputs },
+            Ok(done) => FromWorker::Done(done),
             Err(failure) => FromWorker::Failed(failure),
         };
         voice.say(&answer);
@@ -94,11 +93,19 @@ fn run(
     setup: &WorkerSetup,
     request: StageRequest,
     listener: &dyn StageListener,
-) -> Result<Outputs, Failure> {
+) -> Result<StageDone, Failure> {
     let unknown = |message: String| Failure::from(OperatorError::Internal(message));
+    let (kind, version) = (&request.job.kind, request.job.version);
     let entry = registry
-        .get(&request.kind)
-        .ok_or_else(|| unknown(format!("the worker knows no operator `{}`", request.kind)))?;
+        .get(kind)
+        .ok_or_else(|| unknown(format!("the worker knows no operator `{kind}`")))?;
+    if entry.version != version {
+        let message = format!(
+            "the worker is another build than the engine: operator `{kind}` has version {} there and {version} here; build both together",
+            entry.version
+        );
+        return Err(Failure::new(Domain::Worker, message));
+    }
     let config = (entry.from_json)(request.config)
         .map_err(|error| unknown(format!("configuration: {error}")))?;
     let outputs = request
@@ -106,7 +113,12 @@ fn run(
         .iter()
         .map(super::OutputPort::decode)
         .collect::<Result<Vec<_>, _>>()?;
-    let span = tracing::info_span!("stage", stage = request.stage, kind = request.kind);
+    let span = tracing::info_span!(
+        "stage",
+        stage = request.stage,
+        kind,
+        key = request.job.key.short()
+    );
     let _entered = span.enter();
     let context = StageContext {
         stage: &request.stage,
@@ -120,6 +132,7 @@ fn run(
         store,
         request.inputs,
         &outputs,
+        &request.job,
         listener,
     )
 }
@@ -177,5 +190,9 @@ impl StageListener for Voice {
     /// A worker is stopped by ending the process.
     fn is_cancelled(&self) -> bool {
         false
+    }
+
+    fn committed(&self) {
+        self.say(&FromWorker::Committed);
     }
 }

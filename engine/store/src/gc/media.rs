@@ -4,70 +4,75 @@ use std::collections::BTreeSet;
 
 use arrow::array::{Array, AsArray as _, LargeListArray, ListArray};
 use arrow::datatypes::DataType;
-use engine_core::Artifact;
-use serde_json::Value;
+use engine_core::{PartRef, RowsDigest};
+use object_store::ObjectMeta;
 
 use super::GarbageObject;
-use crate::{DatasetReader, Store, StoreError};
+use super::references::References;
+use crate::{Store, StoreError};
 
 /// Hexadecimal digits of a digest.
 const DIGITS: usize = 64;
 
 impl Store {
-    /// Those of the media that no text of a kept manifest or of its datasets names; else why it cannot be known.
+    /// Those of the media that no text of what stays or of its rows names; else why it cannot be known.
     pub(super) fn unused_media(
         &self,
         media: Vec<GarbageObject>,
-        manifests: &[Value],
+        live: References,
     ) -> Result<Vec<GarbageObject>, String> {
         if media.is_empty() {
             return Ok(media);
         }
-        let mut unused = Unused {
-            digests: media
-                .iter()
-                .filter_map(|object| object.path.rsplit('/').next())
-                .map(|name| name.as_bytes().to_vec())
-                .collect(),
-        };
-        for manifest in manifests {
-            unused.strike(manifest.to_string().as_bytes());
-            let Some(outputs) = manifest.get("outputs") else {
-                continue;
-            };
-            let outputs: std::collections::BTreeMap<String, Artifact> =
-                serde_json::from_value(outputs.clone()).map_err(|error| {
-                    format!("a manifest has outputs of an unknown kind: {error}")
-                })?;
-            for artifact in outputs.values() {
-                if let Artifact::Dataset(dataset) = artifact {
-                    for batch in DatasetReader::new(self, [dataset]) {
-                        let batch = batch.map_err(|error: StoreError| error.to_string())?;
-                        for column in batch.columns() {
-                            unused.strike_column(column.as_ref())?;
-                        }
-                    }
-                }
+        let parts: Vec<PartRef> = live.parts().map(|path| part_at(path)).collect();
+        let mut unused = live.unused;
+        for batch in self.read_parts(parts) {
+            let batch = batch.map_err(|error: StoreError| error.to_string())?;
+            for column in batch.columns() {
+                unused.strike_column(column.as_ref())?;
             }
         }
         Ok(media
             .into_iter()
-            .filter(|object| {
-                let name = object.path.rsplit('/').next().unwrap_or_default();
-                unused.digests.contains(name.as_bytes())
-            })
+            .filter(|object| unused.digests.contains(name(&object.path)))
             .collect())
     }
 }
 
+/// A part of which nothing but the path is known, which is enough to read it.
+fn part_at(path: &str) -> PartRef {
+    PartRef {
+        path: path.to_owned(),
+        rows: 0,
+        bytes: 0,
+        digest: RowsDigest(String::new()),
+    }
+}
+
+fn name(path: &str) -> &[u8] {
+    path.rsplit('/').next().unwrap_or_default().as_bytes()
+}
+
 /// Digests that were named nowhere so far.
-struct Unused {
+#[derive(Debug)]
+pub(super) struct Unused {
     digests: BTreeSet<Vec<u8>>,
 }
 
 impl Unused {
+    pub(super) fn new(media: &[ObjectMeta]) -> Self {
+        let names = media.iter().map(|meta| name(meta.location.as_ref()));
+        Self {
+            digests: names.map(<[u8]>::to_vec).collect(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
     /// Takes out every digest that stands anywhere in the text.
-    fn strike(&mut self, text: &[u8]) {
+    pub(super) fn strike(&mut self, text: &[u8]) {
         let words = text.split(|byte| !byte.is_ascii_hexdigit());
         for word in words.filter(|word| word.len() >= DIGITS) {
             for digits in word.windows(DIGITS) {

@@ -2,9 +2,17 @@
 //!
 //! Nothing is locked, so age stands in for the question whether somebody is at work: what is younger than the age stays,
 //! and nothing at all goes while a run may be at work, since such a run may refer to any old object that has the
-//! content that it needs. When in doubt an object stays.
+//! content that it needs. A run at work says so from time to time ([`Store::record_alive`]). When in doubt an object stays.
+//!
+//! What stays, and with it all that it names: manifests of stages, all of them or those that a kept run used; parts of map stages
+//! that such a manifest names, and young ones, which belong to a stage that is not finished; young checkpoints of stages that
+//! have no result yet.
+//!
+//! Pieces of a large upload to a cloud service that was broken off are invisible to lists of objects; a rule of the bucket's
+//! life cycle removes them.
 
 mod media;
+mod references;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +21,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use object_store::ObjectMeta;
-use serde_json::Value;
 
+use self::references::References;
+use crate::side_by_side::side_by_side;
 use crate::{Result, Run, Store, StoreError, layout};
 
 /// What to keep.
@@ -33,6 +42,10 @@ pub struct GcOptions {
 pub enum GarbageKind {
     /// The manifest of a stage that no kept run used.
     Stage,
+    /// A committed part of a map stage that no kept stage has.
+    MapPart,
+    /// A checkpoint, or a file of one, of a stage that is finished or given up.
+    Checkpoint,
     /// A part that no manifest names.
     Part,
     /// A file of a model that no manifest names.
@@ -49,6 +62,8 @@ impl GarbageKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stage => "stage",
+            Self::MapPart => "map-part",
+            Self::Checkpoint => "checkpoint",
             Self::Part => "part",
             Self::Model => "model",
             Self::Media => "media",
@@ -85,18 +100,15 @@ impl Store {
     /// # Errors
     /// When a manifest is damaged, so that it cannot be known what it names, or the store fails.
     pub fn find_garbage(&self, options: &GcOptions) -> Result<Garbage> {
-        let now = now();
-        let age = options.older_than.max(options.grace);
-        let is_older = |modified: DateTime<Utc>, age: Duration| {
-            now.signed_duration_since(modified)
-                .to_std()
-                .is_ok_and(|since| since >= age)
+        let ages = Ages {
+            now: now(),
+            age: options.older_than.max(options.grace),
+            grace: options.grace,
         };
-        let is_old = |modified| is_older(modified, age);
         // Objects are listed before the manifests are read: one that is committed in between is not missed.
         let old = |prefix: &str| -> Result<Vec<ObjectMeta>> {
             let mut listed = self.list(prefix)?;
-            listed.retain(|meta| is_old(meta.last_modified));
+            listed.retain(|meta| ages.is_old(meta.last_modified));
             Ok(listed)
         };
         let (parts, models, media) = (
@@ -104,37 +116,42 @@ impl Store {
             old(layout::MODELS)?,
             old(layout::MEDIA)?,
         );
-        let mut objects: Vec<GarbageObject> = self
-            .unfinished_writes()?
-            .into_iter()
-            .filter(|(_, modified)| is_old(*modified))
-            .map(|(object, _)| object)
-            .collect();
+        let mut objects = self.unfinished_writes()?;
+        objects.retain(|(_, modified)| ages.is_old(*modified));
+        let mut objects: Vec<GarbageObject> =
+            objects.into_iter().map(|(object, _)| object).collect();
         let runs = self.known_runs()?;
-        if let Some(run) = self.run_at_work(&runs, &is_old, &|modified| {
-            is_older(modified, options.grace)
-        })? {
+        if let Some(run) = self.run_at_work(&runs, &ages)? {
             return Ok(Garbage {
                 held_by: Some(run),
                 ..Garbage::default()
             });
         }
         let kept_stages = options.keep_runs.map(|number| stages_of(&runs, number));
-        let live = self.references(kept_stages.as_ref(), &is_old, &mut objects)?;
+        let mut live = References::new(&media);
+        objects.extend(self.add_references(&mut live, kept_stages.as_ref(), &ages)?);
         let unnamed = |listed: Vec<ObjectMeta>, kind| {
             let listed = listed.into_iter().map(move |meta| garbage(&meta, kind));
-            listed.filter(|object| !live.names(&object.path))
+            let unnamed = listed.filter(|object| !live.names(&object.path));
+            unnamed.collect::<Vec<_>>()
         };
         objects.extend(unnamed(parts, GarbageKind::Part));
         objects.extend(unnamed(models, GarbageKind::Model));
-        let media: Vec<GarbageObject> = unnamed(media, GarbageKind::Media).collect();
-        let media_kept = match self.unused_media(media, &live.manifests) {
+        let media = unnamed(media, GarbageKind::Media);
+        let media_kept = match self.unused_media(media, live) {
             Ok(unused) => {
                 objects.extend(unused);
                 None
             }
             Err(reason) => Some(reason),
         };
+        // All that took its time: a run may have begun meanwhile, and count on what it found.
+        if let Some(run) = self.run_at_work(&self.known_runs()?, &ages)? {
+            return Ok(Garbage {
+                held_by: Some(run),
+                ..Garbage::default()
+            });
+        }
         objects.sort();
         Ok(Garbage {
             objects,
@@ -166,26 +183,18 @@ impl Store {
     /// All runs, the oldest first. Unlike in a list for people, a damaged record is an error: what its run used would
     /// not be kept.
     fn known_runs(&self) -> Result<Vec<Run>> {
-        let mut runs = Vec::new();
-        for name in self.list_runs()? {
-            match self.run(&name) {
-                Ok(run) => runs.push(run),
-                // Its process ended before the first record.
-                Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(runs)
+        let runs = side_by_side(self, &self.list_runs()?, |name| match self.run(name) {
+            Ok(run) => Ok(Some(run)),
+            // Its process ended before the first record.
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        })?;
+        Ok(runs.into_iter().flatten().collect())
     }
 
-    /// The latest run that has not ended and left a young record. One that was killed and gone on with is at work no
-    /// more, but two runs of one pipeline may also be at work at once: within the grace nobody can tell.
-    fn run_at_work(
-        &self,
-        runs: &[Run],
-        is_old: &dyn Fn(DateTime<Utc>) -> bool,
-        is_beyond_grace: &dyn Fn(DateTime<Utc>) -> bool,
-    ) -> Result<Option<String>> {
+    /// The latest run that has not ended and left a young record or sign of life. One that was killed and gone on with is at
+    /// work no more, but two runs of one pipeline may also be at work at once: within the grace nobody can tell.
+    fn run_at_work(&self, runs: &[Run], ages: &Ages) -> Result<Option<String>> {
         let mut ended = BTreeSet::new();
         for run in runs.iter().rev() {
             let pipeline = (&run.started.pipeline, &run.started.text);
@@ -197,52 +206,12 @@ impl Store {
             let Some(last) = records.iter().map(|record| record.last_modified).max() else {
                 continue;
             };
-            let is_gone_on_with = ended.contains(&pipeline) && is_beyond_grace(last);
-            if !is_old(last) && !is_gone_on_with {
+            let is_gone_on_with = ended.contains(&pipeline) && ages.is_beyond_grace(last);
+            if !ages.is_old(last) && !is_gone_on_with {
                 return Ok(Some(run.started.run.clone()));
             }
         }
         Ok(None)
-    }
-
-    /// What the objects that stay refer to. Manifests of old stages that no kept run used are garbage.
-    fn references(
-        &self,
-        kept_stages: Option<&BTreeSet<String>>,
-        is_old: &dyn Fn(DateTime<Utc>) -> bool,
-        objects: &mut Vec<GarbageObject>,
-    ) -> Result<References> {
-        let mut references = References::default();
-        for meta in self.list(layout::VERSION)? {
-            let path = meta.location.as_ref();
-            let is_stage = path.starts_with(layout::STAGES);
-            let is_record = path.starts_with(layout::RUNS);
-            let is_data = [layout::PARTS, layout::MODELS, layout::MEDIA]
-                .iter()
-                .any(|prefix| path.starts_with(prefix));
-            if is_record || is_data || meta.location.extension() != Some("json") {
-                continue;
-            }
-            let stage = meta
-                .location
-                .filename()
-                .and_then(|name| name.strip_suffix(".json"));
-            let is_used =
-                kept_stages.is_none_or(|kept| stage.is_some_and(|stage| kept.contains(stage)));
-            if is_stage && !is_used && is_old(meta.last_modified) {
-                objects.push(garbage(&meta, GarbageKind::Stage));
-                continue;
-            }
-            // As plain JSON, so that what a later version of a manifest names stays too.
-            let value: Value = match self.get_json(path) {
-                Ok(value) => value,
-                Err(StoreError::NotFound { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            references.add(&value);
-            references.manifests.push(value);
-        }
-        Ok(references)
     }
 
     /// Files of writes to the local disk that never came to their end.
@@ -299,32 +268,26 @@ fn stages_of(runs: &[Run], number: usize) -> BTreeSet<String> {
         .collect()
 }
 
-/// Paths in the store that are named by what stays.
-#[derive(Debug, Default)]
-struct References {
-    paths: BTreeSet<String>,
-    manifests: Vec<Value>,
+/// What counts as old.
+#[derive(Clone, Copy, Debug)]
+struct Ages {
+    now: DateTime<Utc>,
+    age: Duration,
+    grace: Duration,
 }
 
-impl References {
-    fn add(&mut self, value: &Value) {
-        match value {
-            Value::String(text) if text.starts_with(layout::VERSION) => {
-                self.paths.insert(text.clone());
-            }
-            Value::Array(values) => values.iter().for_each(|value| self.add(value)),
-            Value::Object(fields) => fields.values().for_each(|value| self.add(value)),
-            _ => {}
-        }
+impl Ages {
+    fn is_old(&self, modified: DateTime<Utc>) -> bool {
+        self.is_older(modified, self.age)
     }
 
-    /// Whether the object or a folder around it is named.
-    fn names(&self, path: &str) -> bool {
-        let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
-        self.paths.contains(path)
-            || folders
-                .into_iter()
-                .any(|folder| self.paths.contains(folder))
+    fn is_beyond_grace(&self, modified: DateTime<Utc>) -> bool {
+        self.is_older(modified, self.grace)
+    }
+
+    fn is_older(&self, modified: DateTime<Utc>, age: Duration) -> bool {
+        let since = self.now.signed_duration_since(modified).to_std();
+        since.is_ok_and(|since| since >= age)
     }
 }
 

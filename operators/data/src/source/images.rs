@@ -1,16 +1,14 @@
 //! Images in the columns that people have: bytes, or structs of bytes and path, one or a list per row.
 
 use std::io::Cursor;
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::DataType;
+use arrow::array::{
+    Array, ArrayRef, AsArray, LargeBinaryBuilder, LargeListArray, LargeListBuilder, new_null_array,
+};
+use arrow::datatypes::{DataType, Field};
+use engine_core::OperatorError;
 use image::ImageReader;
-use rayon::prelude::*;
-
-/// The bytes of one image; empty when the row has only a path.
-pub(super) struct Picture {
-    pub(super) bytes: Vec<u8>,
-}
 
 /// Whether a column of this type holds images.
 pub(super) fn is_image_type(data_type: &DataType) -> bool {
@@ -30,70 +28,76 @@ fn is_picture_type(data_type: &DataType) -> bool {
     }
 }
 
-/// The images of every row.
-pub(super) fn pictures(array: &ArrayRef) -> Vec<Vec<Picture>> {
-    (0..array.len())
-        .map(|row| {
-            if array.is_null(row) {
-                return Vec::new();
-            }
-            match array.data_type() {
-                DataType::List(_) => list(&array.as_list::<i32>().value(row)),
-                DataType::LargeList(_) => list(&array.as_list::<i64>().value(row)),
-                _ => vec![picture(array, row)],
-            }
-        })
-        .collect()
+/// A list of the bytes of the images of a row.
+pub(super) fn list_type() -> DataType {
+    DataType::LargeList(Arc::new(Field::new("item", DataType::LargeBinary, true)))
 }
 
-fn list(items: &ArrayRef) -> Vec<Picture> {
-    (0..items.len())
-        .map(|index| picture(items, index))
-        .collect()
+/// The images of every row as lists of bytes. An image that has only a path has no bytes, which is found out later.
+pub(super) fn as_lists(images: Option<&ArrayRef>, rows: usize) -> Result<ArrayRef, OperatorError> {
+    let Some(images) = images else {
+        return Ok(new_null_array(&list_type(), rows));
+    };
+    let mut lists = LargeListBuilder::new(LargeBinaryBuilder::new());
+    for row in 0..images.len() {
+        if images.is_valid(row) {
+            match images.data_type() {
+                DataType::List(_) => add_all(&images.as_list::<i32>().value(row), &mut lists)?,
+                DataType::LargeList(_) => add_all(&images.as_list::<i64>().value(row), &mut lists)?,
+                _ => lists.values().append_value(picture(images, row)?),
+            }
+        }
+        lists.append(images.is_valid(row));
+    }
+    Ok(Arc::new(lists.finish()))
 }
 
-fn picture(array: &ArrayRef, index: usize) -> Picture {
-    let bytes = match array.data_type() {
-        _ if array.is_null(index) => Vec::new(),
+fn add_all(
+    items: &ArrayRef,
+    lists: &mut LargeListBuilder<LargeBinaryBuilder>,
+) -> Result<(), OperatorError> {
+    for index in 0..items.len() {
+        lists.values().append_value(picture(items, index)?);
+    }
+    Ok(())
+}
+
+fn picture(array: &ArrayRef, index: usize) -> Result<&[u8], OperatorError> {
+    Ok(match array.data_type() {
+        _ if array.is_null(index) => &[],
         DataType::Struct(_) => match array.as_struct().column_by_name("bytes") {
             Some(bytes) => return picture(bytes, index),
-            None => Vec::new(),
+            None => &[],
         },
-        DataType::Binary => array.as_binary::<i32>().value(index).to_vec(),
-        DataType::LargeBinary => array.as_binary::<i64>().value(index).to_vec(),
-        DataType::BinaryView => array.as_binary_view().value(index).to_vec(),
-        _ => Vec::new(),
-    };
-    Picture { bytes }
+        DataType::Binary => array.as_binary::<i32>().value(index),
+        DataType::LargeBinary => array.as_binary::<i64>().value(index),
+        DataType::BinaryView => array.as_binary_view().value(index),
+        other => {
+            return Err(OperatorError::Internal(format!(
+                "a column of type {other} holds no images"
+            )));
+        }
+    })
 }
 
-/// Decodes every image. The first that fails is named by its row in the batch and what is wrong with it.
-pub(super) fn check(rows: &[Vec<Picture>]) -> Result<(), (usize, String)> {
-    let faults: Vec<Option<String>> = rows.par_iter().map(|pictures| fault(pictures)).collect();
-    match faults
-        .into_iter()
-        .enumerate()
-        .find_map(|(row, fault)| fault.map(|fault| (row, fault)))
-    {
-        Some(first) => Err(first),
-        None => Ok(()),
+/// Decodes the images of a row; says what is wrong with the first that cannot be used.
+pub(super) fn check(images: &LargeListArray, row: usize) -> Result<(), String> {
+    if images.is_null(row) {
+        return Ok(());
     }
-}
-
-fn fault(pictures: &[Picture]) -> Option<String> {
-    pictures.iter().enumerate().find_map(|(index, picture)| {
-        if picture.bytes.is_empty() {
-            return Some(format!(
+    let items = images.value(row);
+    for (index, bytes) in items.as_binary::<i64>().iter().enumerate() {
+        let bytes = bytes.unwrap_or_default();
+        if bytes.is_empty() {
+            return Err(format!(
                 "image {index} has no bytes; images must be in the file, not beside it"
             ));
         }
-        let decoded = ImageReader::new(Cursor::new(&picture.bytes))
+        ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
-            .map(ImageReader::decode);
-        match decoded {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(format!("image {index} cannot be decoded: {error}")),
-            Err(error) => Some(format!("image {index} cannot be decoded: {error}")),
-        }
-    })
+            .map_err(|error| error.to_string())
+            .and_then(|reader| reader.decode().map_err(|error| error.to_string()))
+            .map_err(|error| format!("image {index} cannot be decoded: {error}"))?;
+    }
+    Ok(())
 }

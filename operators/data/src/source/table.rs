@@ -14,8 +14,10 @@ use schemas::tables::TEXT;
 use super::Columns;
 use super::images::is_image_type;
 
-/// Rows that are decoded together: images make rows large.
-const BATCH_ROWS: usize = 256;
+/// Rows that are decoded together at most; images make rows large.
+const BATCH_ROWS: usize = 8192;
+/// Bytes of them, about.
+const BATCH_BYTES: u64 = 8 << 20;
 
 /// The files behind a path: itself, or the `.parquet` files of the folder by name.
 pub(super) fn files(root: &Path, path: &Path) -> Result<Vec<PathBuf>, Fault> {
@@ -82,9 +84,21 @@ impl SourceFile {
         Ok(Self { name, builder })
     }
 
-    /// The file's path, for messages.
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    /// Whether there is a column of images.
+    pub(super) fn has_images(&self, columns: &Columns) -> bool {
+        columns.images_in(self.builder.schema()).is_some()
+    }
+
+    /// Rows that are decoded together.
+    fn batch_rows(&self) -> usize {
+        let groups = self.builder.metadata().row_groups().iter();
+        let bytes: u64 = groups
+            .map(|group| u64::try_from(group.total_byte_size()).unwrap_or(0))
+            .sum();
+        let row_bytes = (bytes / self.rows().max(1)).max(1);
+        usize::try_from(BATCH_BYTES / row_bytes)
+            .unwrap_or(BATCH_ROWS)
+            .clamp(16, BATCH_ROWS)
     }
 
     /// Rows in the file.
@@ -175,6 +189,7 @@ impl SourceFile {
         columns: &Columns,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, OperatorError>> + use<>, OperatorError>
     {
+        let batch_rows = self.batch_rows();
         let name = self.name;
         let images = columns.images_in(self.builder.schema()).map(str::to_owned);
         let wanted: Vec<String> = [&columns.id, &columns.solution, &columns.category, &images]
@@ -201,7 +216,7 @@ impl SourceFile {
         let reader = self
             .builder
             .with_projection(mask)
-            .with_batch_size(BATCH_ROWS)
+            .with_batch_size(batch_rows)
             .build()
             .map_err(|error| broken(&error))?;
         Ok(reader.map(move |batch| batch.map_err(|error| broken(&error))))

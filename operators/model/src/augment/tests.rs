@@ -4,7 +4,7 @@ use arrow::array::Array;
 use serde_json::json;
 
 use super::*;
-use crate::test_support::{FakeBackend, MemoryIo, config, model_folder, prompt_batch, run};
+use crate::test_support::{FakeBackend, MemoryIo, apply, config, model_folder, prompt_batch, run};
 
 const RIGHT: &str = "<think>3 + 4</think><answer>7</answer>";
 const WRONG: &str = "<think>3</think><answer>8</answer>";
@@ -137,4 +137,40 @@ fn no_prompts_give_empty_tables() {
         ),
         (0, 0)
     );
+}
+
+#[test]
+fn a_prompt_without_an_answer_fails_and_is_neither_answered_nor_unanswered() {
+    let rows = [
+        ("none", "How much?", None, Some(RIGHT)),
+        ("right", "How much?", Some("7"), Some(RIGHT)),
+        ("wrong", "How much?", Some("12"), Some(WRONG)),
+    ];
+    let solutions: Augment = config(
+        json!({"expert": {"solutions": {}}, "verify": {"math": {}}, "require-format": true}),
+    );
+    let io = io(&[]).with_model("model", model_folder());
+    for stage in [from_model(1, 40), solutions] {
+        let found = apply(
+            &stage,
+            &backend(),
+            &io,
+            &prompt_batch(&rows),
+            &stage.slices(),
+        )
+        .unwrap();
+        assert_eq!(found.failed.len(), 1);
+        assert_eq!(found.failed[0].row, 0);
+        assert!(
+            found.failed[0]
+                .error
+                .contains("prompt `none`: it has no answer")
+        );
+        let ids = |port: &str| -> Vec<String> {
+            let ids = found.slices[0][port].column(0).as_string::<i64>();
+            ids.iter().flatten().map(str::to_owned).collect()
+        };
+        assert_eq!(ids("examples"), ["right"]);
+        assert_eq!(ids("unanswered"), ["wrong"]);
+    }
 }

@@ -1,10 +1,10 @@
 //! Prompts of a running stage, tokenised side by side; every distinct image is preprocessed once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use engine_core::policy::{PatchedImage, TokenizedPrompt};
-use engine_core::{OperatorError, StageIo};
+use engine_core::{OperatorError, StageView};
 use rayon::prelude::*;
 
 use super::Processor;
@@ -45,47 +45,73 @@ impl PromptEncoder {
     pub fn encode(
         &mut self,
         rows: &[&PromptRow],
-        io: &dyn StageIo,
+        view: &dyn StageView,
     ) -> Result<Vec<Arc<TokenizedPrompt>>, OperatorError> {
-        self.load_images(rows, io)?;
+        self.encode_each(rows, view)?.into_iter().collect()
+    }
+
+    /// Tokenises prompts, in their order, each with a result of its own: an image or a conversation that cannot be used
+    /// spoils no other prompt. The error of a prompt names it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn encode_each(
+        &mut self,
+        rows: &[&PromptRow],
+        view: &dyn StageView,
+    ) -> Result<Vec<Result<Arc<TokenizedPrompt>, OperatorError>>, OperatorError> {
+        let refused = self.load_images(rows, view)?;
         let tokenise = |row: &&PromptRow| {
-            let images = row
-                .image_digests()
-                .map(|digest| Arc::clone(&self.images[digest]))
-                .collect();
+            let image = |digest: &str| match self.images.get(digest) {
+                Some(image) => Ok(Arc::clone(image)),
+                None => {
+                    let reason = refused.get(digest).map_or("not loaded", String::as_str);
+                    Err(row.fault(&format!("image {digest}: {reason}")))
+                }
+            };
+            let images: Vec<Arc<PatchedImage>> =
+                row.image_digests().map(image).collect::<Result<_, _>>()?;
             let prompt = self.processor.tokenize(&row.messages, images);
             prompt.map(Arc::new).map_err(|message| row.fault(&message))
         };
-        rows.par_iter().map(tokenise).collect()
+        Ok(rows.par_iter().map(tokenise).collect())
     }
 
-    fn load_images(&mut self, rows: &[&PromptRow], io: &dyn StageIo) -> Result<(), OperatorError> {
+    /// Preprocesses the images that are not known yet. Returns why some could not be, by digest.
+    fn load_images(
+        &mut self,
+        rows: &[&PromptRow],
+        view: &dyn StageView,
+    ) -> Result<BTreeMap<String, String>, OperatorError> {
         if self.cached_bytes > CACHED_PATCH_BYTES {
             self.images.clear();
             self.cached_bytes = 0;
         }
-        let mut wanted = BTreeSet::new();
-        let mut files = Vec::new();
-        for row in rows {
-            for digest in row.image_digests() {
-                if !self.images.contains_key(digest) && wanted.insert(digest) {
-                    files.push((*row, digest, io.media(digest)?));
+        let wanted: BTreeSet<&str> = rows
+            .iter()
+            .flat_map(|row| row.image_digests())
+            .filter(|digest| !self.images.contains_key(*digest))
+            .collect();
+        let files: Vec<(&str, Vec<u8>)> = wanted
+            .into_iter()
+            .map(|digest| Ok((digest, view.media(digest)?)))
+            .collect::<Result<_, OperatorError>>()?;
+        let patched: Vec<(&str, Result<PatchedImage, String>)> = files
+            .par_iter()
+            .map(|(digest, bytes)| (*digest, self.processor.patches(bytes)))
+            .collect();
+        let mut refused = BTreeMap::new();
+        for (digest, image) in patched {
+            match image {
+                Ok(image) => {
+                    self.cached_bytes += image.patches.len() * size_of::<f32>();
+                    self.images.insert(digest.to_owned(), Arc::new(image));
+                }
+                Err(reason) => {
+                    refused.insert(digest.to_owned(), reason);
                 }
             }
         }
-        let patched: Result<Vec<(String, Arc<PatchedImage>)>, OperatorError> = files
-            .par_iter()
-            .map(|(row, digest, bytes)| {
-                let image = self.processor.patches(bytes);
-                let image =
-                    image.map_err(|message| row.fault(&format!("image {digest}: {message}")))?;
-                Ok(((*digest).to_owned(), Arc::new(image)))
-            })
-            .collect();
-        for (digest, image) in patched? {
-            self.cached_bytes += image.patches.len() * size_of::<f32>();
-            self.images.insert(digest, image);
-        }
-        Ok(())
+        Ok(refused)
     }
 }

@@ -15,14 +15,16 @@ use schemas::TableName;
 use super::config::RlTrain;
 use super::record::{Origin, Updates, mean_reward, rollout_batch, rollouts_schema, step_metrics};
 use super::step::{Judged, compare_within_groups, judge, minibatches};
+use crate::checkpoint::{self, Carried};
 use crate::epoch_order::EpochOrder;
-use crate::metric_rows::MetricRows;
+use crate::metric_rows::metric_rows;
 use crate::optimizer::train_options;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::{PromptRow, read_prompts};
 use crate::rollout::model_digest;
 use crate::sampling::{
-    SamplingPlan, check_cancelled, interruption, load_encoder, progress, sample_prompts,
+    Asked, Sampled, SamplingPlan, check_cancelled, interruption, load_encoder, progress,
+    sample_prompts,
 };
 use crate::schedule::learning_rate;
 use crate::update::{Labelled, StepPlan, optimizer_step};
@@ -81,30 +83,24 @@ impl OperatorConfig for RlTrain {
             precision: self.precision,
             training: Some(training),
         };
+        let mut policy = context.backend()?.load(&folder, &options)?;
+        let steps = u64::from(self.steps);
+        let (done, carried) = checkpoint::resume(&mut *policy, steps, io)?;
         let mut trainer = Trainer {
             config: self,
             encoder: load_encoder(&folder)?,
-            policy: context.backend()?.load(&folder, &options)?,
+            policy,
             order: EpochOrder::new(seed::derive(context.seed, "prompts"), rows.len()),
             rows: &rows,
             model: model_digest(io, "model")?,
             seed: context.seed,
-            tokens: 0,
-            note: String::new(),
+            carried,
         };
-        let mut metrics = MetricRows::default();
-        for step in 1..=u64::from(self.steps) {
+        for step in done + 1..=steps {
             check_cancelled(io)?;
-            trainer.step(step, &mut metrics, io)?;
-            io.event(progress(
-                "steps",
-                step,
-                u64::from(self.steps),
-                trainer.tokens,
-                trainer.note.clone(),
-            ));
+            trainer.step(step, io)?;
+            checkpoint::end_step(&*trainer.policy, step, steps, &trainer.carried, io)?;
         }
-        io.write("metrics", metrics.take()?)?;
         let saved = io.scratch().join("model");
         trainer.policy.save(&saved)?;
         io.write_model("model", &saved)
@@ -155,10 +151,7 @@ struct Trainer<'a> {
     /// Digest of the model that training started from.
     model: String,
     seed: u64,
-    /// Tokens sampled so far.
-    tokens: u64,
-    /// The figure beside the progress bar.
-    note: String,
+    carried: Carried,
 }
 
 /// One step, before it is taken.
@@ -174,12 +167,7 @@ struct StepContext<'a> {
 
 impl<'a> Trainer<'a> {
     /// Sample, verify, score, compare, update, record.
-    fn step(
-        &mut self,
-        number: u64,
-        metrics: &mut MetricRows,
-        io: &mut dyn StageIo,
-    ) -> Result<(), OperatorError> {
+    fn step(&mut self, number: u64, io: &mut dyn StageIo) -> Result<(), OperatorError> {
         let started = Instant::now();
         let rows = self.prompts_of(number);
         let prompts = self.encoder.encode(&rows, io)?;
@@ -207,11 +195,9 @@ impl<'a> Trainer<'a> {
             seed: step.seed,
         };
         io.write("rollouts", rollout_batch(origin, &rows, &prompts, &judged)?)?;
-        metrics.push(
-            number,
-            &step_metrics(&judged, groups, &updates, step.learning_rate),
-        );
-        self.note = mean_reward(&judged)
+        let figures = step_metrics(&judged, groups, &updates, step.learning_rate);
+        io.write("metrics", metric_rows(number, &figures)?)?;
+        self.carried.note = mean_reward(&judged)
             .map(|reward| format!("reward {reward:.2}"))
             .unwrap_or_default();
         Ok(())
@@ -238,32 +224,45 @@ impl<'a> Trainer<'a> {
     ) -> Result<Vec<Judged>, OperatorError> {
         let config = self.config;
         let plan = SamplingPlan {
-            samples: config.samples,
             temperature: config.temperature,
             max_new_tokens: config.max_new_tokens,
             max_concurrent: config.max_concurrent,
             seed: step.seed,
+            exact_ranges: false,
         };
-        let (before, note, total) = (self.tokens, self.note.clone(), u64::from(config.steps));
+        let (carried, total) = (self.carried.clone(), u64::from(config.steps));
         let mut tell = |reached: GenerationProgress| {
             io.event(progress(
                 "steps",
                 step.number - 1,
                 total,
-                before + reached.tokens as u64,
-                note.clone(),
+                carried.tokens + reached.tokens as u64,
+                carried.note.clone(),
             ));
         };
-        let sampled = sample_prompts(
+        let asked: Vec<Asked<'_>> = step
+            .rows
+            .iter()
+            .zip(step.prompts)
+            .map(|(row, prompt)| Asked {
+                row,
+                prompt: Arc::clone(prompt),
+            })
+            .collect();
+        let samples = 0..config.samples;
+        let sampled: Vec<Sampled> = sample_prompts(
             &mut *self.policy,
             self.encoder.processor(),
-            step.rows,
-            step.prompts,
+            &asked,
+            std::slice::from_ref(&samples),
             &plan,
             io,
             &mut tell,
-        )?;
-        self.tokens += sampled
+        )?
+        .into_iter()
+        .flatten()
+        .collect();
+        self.carried.tokens += sampled
             .iter()
             .map(|rollout| rollout.completion.token_ids.len() as u64)
             .sum::<u64>();

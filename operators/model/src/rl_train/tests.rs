@@ -382,9 +382,77 @@ fn a_loss_that_is_not_finite_stops_and_names_step_and_prompt() {
 fn it_stops_when_asked() {
     let backend = FakeBackend::in_turn(tokens(&[RIGHT, WRONG]));
     let io = &mut one_prompt();
-    io.cancel_after.set(4);
+    io.cancel_after
+        .store(4, std::sync::atomic::Ordering::SeqCst);
     let error = run(&rl_train(&json!({"steps": 50})), &backend, io).unwrap_err();
     assert!(matches!(error, OperatorError::Interrupted));
+}
+
+/// Everything that a run leaves.
+fn outcome(io: &MemoryIo) -> (RecordBatch, RecordBatch, Vec<String>, Vec<String>) {
+    let model = io.written_models["model"].clone();
+    (
+        io.output("metrics"),
+        io.output("rollouts"),
+        model,
+        io.warnings(),
+    )
+}
+
+#[test]
+fn a_run_that_was_broken_off_anywhere_goes_on_as_if_it_had_not_been() {
+    let stage = rl_train(&json!({
+        "steps": 5, "prompts-per-step": 4, "updates-per-rollout": 2, "max-unusable": 1.0, "learning-rate": 0.5,
+    }));
+    let fresh = || {
+        let ids: Vec<String> = (0..10).map(|index| format!("p{index}")).collect();
+        let mut rows: Vec<_> = ids
+            .iter()
+            .map(|id| (id.as_str(), "How much?", Some("7"), None))
+            .collect();
+        // A warning at the start.
+        rows[3].2 = Some("\\frac{1}{0}");
+        io(&rows)
+    };
+    let backend = FakeBackend::new(tokens(&[RIGHT, WRONG, PLAIN]));
+    let mut whole = fresh();
+    run(&stage, &backend, &mut whole).unwrap();
+    let mut stopped_at = Vec::new();
+    for questions in 0.. {
+        let mut first = fresh();
+        first.checkpoint_each_step = true;
+        first
+            .cancel_after
+            .store(questions, std::sync::atomic::Ordering::SeqCst);
+        if run(&stage, &backend, &mut first).is_ok() {
+            break;
+        }
+        stopped_at.push(first.checkpoints.last().map(|saved| saved.step));
+        let mut second = fresh();
+        second.checkpoints = first.checkpoints;
+        run(&stage, &backend, &mut second).unwrap();
+        assert_eq!(outcome(&second), outcome(&whole), "question {questions}");
+        assert_eq!(second.last_progress(), whole.last_progress());
+    }
+    // The last step has no checkpoint: the stage ends with it.
+    stopped_at.dedup();
+    assert_eq!(stopped_at, [None, Some(1), Some(2), Some(3), Some(4)]);
+}
+
+#[test]
+fn steps_that_a_checkpoint_has_are_not_taken_again() {
+    let stage = rl_train(&json!({"steps": 4}));
+    let backend = FakeBackend::in_turn(tokens(&[RIGHT, WRONG]));
+    let mut first = one_prompt();
+    first.checkpoint_each_step = true;
+    run(&stage, &backend, &mut first).unwrap();
+    assert_eq!(backend.learnt().len(), 4);
+    let steps: Vec<u64> = first.checkpoints.iter().map(|saved| saved.step).collect();
+    assert_eq!(steps, [1, 2, 3]);
+    let mut second = one_prompt();
+    second.checkpoints = first.checkpoints;
+    run(&stage, &backend, &mut second).unwrap();
+    assert_eq!(backend.learnt().len(), 5);
 }
 
 #[test]

@@ -5,9 +5,11 @@ use arrow::datatypes::UInt32Type;
 use serde_json::json;
 
 use super::*;
-use crate::test_support::{Call, FakeBackend, MemoryIo, config, model_folder, prompt_batch, run};
+use crate::test_support::{
+    Call, FakeBackend, MemoryIo, apply, config, model_folder, prompt_batch, run,
+};
 
-fn stage(changes: &serde_json::Value) -> Rollout {
+fn stage(changes: &Value) -> Rollout {
     let mut settings = json!({"samples": 3, "temperature": 1.0, "max-new-tokens": 8});
     for (key, value) in changes.as_object().unwrap() {
         settings[key] = value.clone();
@@ -26,12 +28,12 @@ fn io(ids: &[String]) -> MemoryIo {
 }
 
 #[test]
-fn rows_are_complete_and_in_the_order_of_prompts_and_samples() {
+fn rows_are_complete_and_in_the_order_of_slices_prompts_and_samples() {
     let ids: Vec<String> = (0..7).map(|index| format!("p{}", 9 - index)).collect();
     let mut io = io(&ids);
     let backend = FakeBackend::in_turn(vec![vec![25, 2], vec![26, 27, 2]]);
-    // One call takes at most two prompts.
-    run(&stage(&json!({"max-concurrent": 1})), &backend, &mut io).unwrap();
+    let stage = stage(&json!({"samples": 4}));
+    run(&stage, &backend, &mut io).unwrap();
     let table = io.output("rollouts");
     assert_eq!(table.schema(), TableName::Rollouts.schema());
     let found = table.column(0).as_string::<i64>();
@@ -39,33 +41,99 @@ fn rows_are_complete_and_in_the_order_of_prompts_and_samples() {
     let order: Vec<(String, u32)> = (0..table.num_rows())
         .map(|row| (found.value(row).to_owned(), samples.value(row)))
         .collect();
-    let expected: Vec<(String, u32)> = ids
-        .iter()
-        .flat_map(|id| (0..3).map(move |sample| (id.clone(), sample)))
-        .collect();
+    let slice = |slice: Range<u32>| {
+        ids.iter()
+            .flat_map(move |id| slice.clone().map(move |sample| (id.clone(), sample)))
+    };
+    let expected: Vec<(String, u32)> = stage.slices().into_iter().flat_map(slice).collect();
     assert_eq!(order, expected);
     let texts = table.column(2).as_string::<i64>();
-    assert_eq!([texts.value(0), texts.value(1)], ["3", "45"]);
+    assert_eq!([texts.value(0), texts.value(7)], ["3", "45"]);
     let tokens = table.column(3).as_list::<i64>();
     assert_eq!(
-        tokens.value(1).as_primitive::<UInt32Type>().values(),
+        tokens.value(7).as_primitive::<UInt32Type>().values(),
         &[26, 27, 2]
     );
-    assert_eq!(io.last_progress().done, 21);
-    let calls = backend
-        .calls()
+}
+
+#[test]
+fn more_samples_begin_with_the_slices_of_fewer() {
+    let slices = |samples: u32| stage(&json!({"samples": samples})).slices();
+    assert_eq!(slices(1), std::iter::once(0..1).collect::<Vec<_>>());
+    assert_eq!(slices(8), [0..1, 1..2, 2..4, 4..8]);
+    assert_eq!(slices(16)[..4], slices(8));
+    assert_eq!(slices(11)[3..], [4..8, 8..11]);
+}
+
+#[test]
+fn parts_do_not_depend_on_the_number_of_samples_or_of_sequences_decoded_together() {
+    let part_config = |changes: Value| {
+        let stage = stage(&changes);
+        stage.part_config(&serde_json::to_value(&stage).unwrap())
+    };
+    let usual = part_config(json!({}));
+    assert_eq!(
+        usual,
+        part_config(json!({"samples": 99, "max-concurrent": 7}))
+    );
+    assert_ne!(usual, part_config(json!({"temperature": 0.5})));
+    assert_ne!(usual, part_config(json!({"max-new-tokens": 9})));
+}
+
+#[test]
+fn a_slice_is_the_same_beside_any_other_and_all_are_decoded_in_one_call() {
+    let ids: Vec<String> = (0..5).map(|index| format!("p{index}")).collect();
+    let (io, stage) = (io(&ids), stage(&json!({"samples": 8})));
+    let rows: Vec<_> = ids
         .iter()
-        .filter(|call| {
-            matches!(
-                call,
-                Call::Generate {
-                    requests: 1..=6,
-                    ..
-                }
-            )
-        })
-        .count();
-    assert_eq!(calls, 4);
+        .map(|id| (id.as_str(), "Why?", None, None))
+        .collect();
+    let rows = prompt_batch(&rows);
+    let backend = FakeBackend::new(vec![vec![25, 2], vec![26, 27, 2]]);
+    let all = apply(&stage, &backend, &io, &rows, &stage.slices()).unwrap();
+    let calls = backend.calls().into_iter().filter_map(|call| match call {
+        Call::Generate { requests, .. } => Some(requests),
+        _ => None,
+    });
+    assert!(calls.eq([40]));
+    let some = apply(&stage, &backend, &io, &rows, &[1..2, 4..8]).unwrap();
+    assert_eq!(some.slices, [all.slices[1].clone(), all.slices[3].clone()]);
+    assert!(all.tokens > some.tokens && some.tokens > 0);
+}
+
+#[test]
+fn a_prompt_that_cannot_be_asked_fails_alone() {
+    let long = "Why? ".repeat(200);
+    let rows = [
+        ("good", "Why?", None, None),
+        ("long", long.as_str(), None, None),
+        ("picture", "image:m1", None, None),
+        ("last", "Why?", None, None),
+    ];
+    let io = io(&[]).with_media("m1", b"no image".to_vec());
+    let mut backend = FakeBackend::in_turn(vec![vec![25, 2]]);
+    backend.positions = 100;
+    let stage = stage(&json!({}));
+    let found = apply(&stage, &backend, &io, &prompt_batch(&rows), &stage.slices()).unwrap();
+    let failed: Vec<(usize, &str)> = found
+        .failed
+        .iter()
+        .map(|failure| (failure.row, failure.error.as_str()))
+        .collect();
+    assert_eq!(failed[0].0, 1);
+    assert_eq!(failed[0].1, "prompt `long`: it does not fit 100 positions");
+    assert_eq!(failed[1].0, 2);
+    assert!(failed[1].1.contains("prompt `picture`: image m1"));
+    for slice in found.slices {
+        let ids = slice["rollouts"].column(0).as_string::<i64>();
+        assert!(
+            ids.iter()
+                .flatten()
+                .all(|id| ["good", "last"].contains(&id))
+        );
+        assert_eq!(ids.len() % 2, 0);
+        assert!(!ids.is_empty());
+    }
 }
 
 #[test]

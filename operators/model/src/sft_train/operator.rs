@@ -12,12 +12,13 @@ use schemas::TableName;
 use super::config::SftTrain;
 use super::example_rows::{ExampleRow, read_examples};
 use crate::advantage::token_mean_weight;
+use crate::checkpoint;
 use crate::epoch_order::EpochOrder;
-use crate::metric_rows::MetricRows;
+use crate::metric_rows::metric_rows;
 use crate::optimizer::train_options;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::PromptRow;
-use crate::sampling::{check_cancelled, load_encoder, progress};
+use crate::sampling::{check_cancelled, load_encoder};
 use crate::schedule::learning_rate;
 use crate::update::{Labelled, StepPlan, optimizer_step};
 
@@ -80,13 +81,12 @@ impl OperatorConfig for SftTrain {
         };
         let mut policy = context.backend()?.load(&folder, &options)?;
         let mut order = EpochOrder::new(seed::derive(context.seed, "examples"), examples.len());
-        let mut metrics = MetricRows::default();
         let (steps, visits) = (
             self.total_steps(examples.len()),
             self.total_visits(examples.len()),
         );
-        let mut tokens = 0;
-        for step in 1..=steps {
+        let (done, mut carried) = checkpoint::resume(&mut *policy, steps, io)?;
+        for step in done + 1..=steps {
             check_cancelled(io)?;
             let start = (step - 1) * u64::from(self.sequences_per_step);
             let end = visits.min(start + u64::from(self.sequences_per_step));
@@ -106,25 +106,17 @@ impl OperatorConfig for SftTrain {
                 ),
             };
             let outcome = optimizer_step(&mut *policy, labelled, &plan, io)?;
-            tokens += outcome.report.tokens as u64;
-            metrics.push(
-                step,
-                &[
-                    ("loss", outcome.report.loss),
-                    ("learning_rate", plan.learning_rate),
-                    ("grad_norm", outcome.grad_norm),
-                    ("tokens", outcome.report.tokens as f64),
-                ],
-            );
-            io.event(progress(
-                "steps",
-                step,
-                steps,
-                tokens,
-                format!("loss {:.3}", outcome.report.loss),
-            ));
+            let figures = [
+                ("loss", outcome.report.loss),
+                ("learning_rate", plan.learning_rate),
+                ("grad_norm", outcome.grad_norm),
+                ("tokens", outcome.report.tokens as f64),
+            ];
+            io.write("metrics", metric_rows(step, &figures)?)?;
+            carried.tokens += outcome.report.tokens as u64;
+            carried.note = format!("loss {:.3}", outcome.report.loss);
+            checkpoint::end_step(&*policy, step, steps, &carried, io)?;
         }
-        io.write("metrics", metrics.take()?)?;
         let saved = io.scratch().join("model");
         policy.save(&saved)?;
         io.write_model("model", &saved)

@@ -198,7 +198,8 @@ fn the_cosine_and_the_metrics_are_recorded_and_repeat() {
 #[test]
 fn it_stops_when_asked() {
     let io = &mut io(&[("a", SHORT, None)]);
-    io.cancel_after.set(3);
+    io.cancel_after
+        .store(3, std::sync::atomic::Ordering::SeqCst);
     let error = run(
         &sft_train(&json!({"epochs": 100})),
         &FakeBackend::new(Vec::new()),
@@ -206,6 +207,51 @@ fn it_stops_when_asked() {
     )
     .unwrap_err();
     assert!(matches!(error, OperatorError::Interrupted));
+}
+
+#[test]
+fn a_run_that_was_broken_off_anywhere_goes_on_as_if_it_had_not_been() {
+    let fresh = || {
+        io(&[
+            ("a", SHORT, None),
+            ("b", LONG, None),
+            ("c", "8", None),
+            ("d", "12", None),
+        ])
+    };
+    let stage = sft_train(&json!({"epochs": 4, "max-tokens": 20}));
+    let completions = [SHORT, "8"].map(|text| processor().encode_completion(text).unwrap());
+    let backend = FakeBackend::new(completions.to_vec());
+    let outcome = |io: &MemoryIo| {
+        let model = io.written_models["model"].clone();
+        (
+            io.output("metrics"),
+            model,
+            io.warnings(),
+            io.last_progress(),
+        )
+    };
+    let mut whole = fresh();
+    run(&stage, &backend, &mut whole).unwrap();
+    assert_eq!(whole.warnings().len(), 1);
+    let mut stopped_at = Vec::new();
+    for questions in 0.. {
+        let mut first = fresh();
+        first.checkpoint_each_step = true;
+        first
+            .cancel_after
+            .store(questions, std::sync::atomic::Ordering::SeqCst);
+        if run(&stage, &backend, &mut first).is_ok() {
+            break;
+        }
+        stopped_at.push(first.checkpoints.last().map(|saved| saved.step));
+        let mut second = fresh();
+        second.checkpoints = first.checkpoints;
+        run(&stage, &backend, &mut second).unwrap();
+        assert_eq!(outcome(&second), outcome(&whole), "question {questions}");
+    }
+    stopped_at.dedup();
+    assert_eq!(stopped_at.len(), 6);
 }
 
 #[test]

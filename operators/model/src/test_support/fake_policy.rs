@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use engine_core::policy::{
     Completion, FinishReason, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport,
-    ModelInfo, SamplingParams, StepReport, TrainSequence,
+    ModelInfo, SamplingParams, StepReport, TokenizedPrompt, TrainSequence,
 };
 use engine_core::{ModelBackend, ModelError, Policy, seed};
+
+/// The file of a policy's state.
+const STATE_FILE: &str = "fake.json";
 
 /// What an operator asked of the policy, in order.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub(crate) struct FakeBackend {
     pub(crate) in_turn: bool,
     /// Makes the loss not finite at this call of `forward_backward`, counted from 0.
     pub(crate) explode_at: Option<usize>,
+    /// Longest prompt and completion together.
+    pub(crate) positions: usize,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
@@ -36,6 +41,7 @@ impl FakeBackend {
             completions,
             in_turn: false,
             explode_at: None,
+            positions: usize::MAX,
             calls: Arc::default(),
         }
     }
@@ -80,6 +86,7 @@ impl ModelBackend for FakeBackend {
             completions: self.completions.clone(),
             in_turn: self.in_turn,
             explode_at: self.explode_at,
+            positions: self.positions,
             passes: 0,
             calls: Arc::clone(&self.calls),
         }))
@@ -103,6 +110,7 @@ struct FakePolicy {
     gradient: Vec<f64>,
     in_turn: bool,
     explode_at: Option<usize>,
+    positions: usize,
     passes: usize,
     calls: Arc<Mutex<Vec<Call>>>,
 }
@@ -148,6 +156,20 @@ impl FakePolicy {
 impl Policy for FakePolicy {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn check_prompt(
+        &self,
+        prompt: &TokenizedPrompt,
+        max_new_tokens: usize,
+    ) -> Result<(), ModelError> {
+        if prompt.token_ids.len() + max_new_tokens > self.positions {
+            return Err(ModelError::Input(format!(
+                "it does not fit {} positions",
+                self.positions
+            )));
+        }
+        Ok(())
     }
 
     fn generate(
@@ -261,6 +283,28 @@ impl Policy for FakePolicy {
     fn save(&self, folder: &Path) -> Result<(), ModelError> {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("weights.txt"), format!("{:?}", self.logits)).unwrap();
+        Ok(())
+    }
+
+    fn save_state(&self, folder: &Path) -> Result<(), ModelError> {
+        assert!(self.gradient.iter().all(|value| *value == 0.0));
+        std::fs::create_dir_all(folder).unwrap();
+        let bits: Vec<u64> = self.logits.iter().map(|logit| logit.to_bits()).collect();
+        let state = serde_json::json!({"logits": bits, "passes": self.passes});
+        std::fs::write(folder.join(STATE_FILE), state.to_string()).unwrap();
+        Ok(())
+    }
+
+    fn load_state(&mut self, folder: &Path) -> Result<(), ModelError> {
+        let text = std::fs::read(folder.join(STATE_FILE)).unwrap();
+        let (logits, passes): (Vec<u64>, usize) = {
+            let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let passes = state["passes"].as_u64().unwrap();
+            let logits = serde_json::from_value(state["logits"].clone()).unwrap();
+            (logits, usize::try_from(passes).unwrap())
+        };
+        self.logits = logits.into_iter().map(f64::from_bits).collect();
+        self.passes = passes;
         Ok(())
     }
 }

@@ -1,15 +1,16 @@
 //! A stage's doors, in memory.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::compute::concat_batches;
 use arrow::record_batch::RecordBatch;
 use engine_core::artifact::{Dataset, ModelFolder};
 use engine_core::event::StageEvent;
 use engine_core::operator::{BatchReader, StageIo};
-use engine_core::{Artifact, Digest, OperatorError};
+use engine_core::{Artifact, Checkpoint, Digest, OperatorError};
 use schemas::TableName;
 
 /// Inputs, outputs and events of one stage run.
@@ -17,14 +18,27 @@ pub(crate) struct MemoryIo {
     tables: BTreeMap<String, Vec<RecordBatch>>,
     models: BTreeMap<String, PathBuf>,
     artifacts: BTreeMap<String, Vec<Artifact>>,
-    media: BTreeMap<String, Vec<u8>>,
+    media: Mutex<BTreeMap<String, Vec<u8>>>,
     pub(crate) written: BTreeMap<String, Vec<RecordBatch>>,
     /// Files of written models, by port.
     pub(crate) written_models: BTreeMap<String, Vec<String>>,
-    pub(crate) events: RefCell<Vec<StageEvent>>,
+    pub(crate) events: Mutex<Vec<StageEvent>>,
     /// Questions about cancellation that are answered with no before one is answered with yes.
-    pub(crate) cancel_after: Cell<usize>,
+    pub(crate) cancel_after: AtomicUsize,
+    /// Whether a checkpoint is wanted after each step.
+    pub(crate) checkpoint_each_step: bool,
+    /// What was committed; give it to the [`MemoryIo`] of a run that is to go on.
+    pub(crate) checkpoints: Vec<Saved>,
     scratch: tempfile::TempDir,
+}
+
+/// A committed checkpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Saved {
+    pub(crate) step: u64,
+    files: BTreeMap<String, Vec<u8>>,
+    state: serde_json::Value,
+    written: BTreeMap<String, Vec<RecordBatch>>,
 }
 
 impl MemoryIo {
@@ -33,11 +47,13 @@ impl MemoryIo {
             tables: BTreeMap::new(),
             models: BTreeMap::new(),
             artifacts: BTreeMap::new(),
-            media: BTreeMap::new(),
+            media: Mutex::default(),
             written: BTreeMap::new(),
             written_models: BTreeMap::new(),
-            events: RefCell::default(),
-            cancel_after: Cell::new(usize::MAX),
+            events: Mutex::default(),
+            cancel_after: AtomicUsize::new(usize::MAX),
+            checkpoint_each_step: false,
+            checkpoints: Vec::new(),
             scratch: tempfile::tempdir().unwrap(),
         }
     }
@@ -78,8 +94,8 @@ impl MemoryIo {
         self
     }
 
-    pub(crate) fn with_media(mut self, digest: &str, bytes: Vec<u8>) -> Self {
-        self.media.insert(digest.to_owned(), bytes);
+    pub(crate) fn with_media(self, digest: &str, bytes: Vec<u8>) -> Self {
+        self.media.lock().unwrap().insert(digest.to_owned(), bytes);
         self
     }
 
@@ -90,7 +106,7 @@ impl MemoryIo {
     }
 
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let events = self.events.borrow();
+        let events = self.events.lock().unwrap();
         let warnings = events.iter().filter_map(|event| match event {
             StageEvent::Warning(text) => Some(text.clone()),
             StageEvent::Progress(_) => None,
@@ -99,7 +115,7 @@ impl MemoryIo {
     }
 
     pub(crate) fn last_progress(&self) -> engine_core::Progress {
-        let events = self.events.borrow();
+        let events = self.events.lock().unwrap();
         let mut progress = events.iter().rev().filter_map(|event| match event {
             StageEvent::Progress(progress) => Some(progress.clone()),
             StageEvent::Warning(_) => None,
@@ -108,7 +124,7 @@ impl MemoryIo {
     }
 }
 
-impl StageIo for MemoryIo {
+impl engine_core::StageView for MemoryIo {
     fn inputs(&self, port: &str) -> &[Artifact] {
         self.artifacts.get(port).map_or(&[], Vec::as_slice)
     }
@@ -136,6 +152,41 @@ impl StageIo for MemoryIo {
             .ok_or_else(|| OperatorError::Internal(format!("no model on `{port}`")))
     }
 
+    fn put_media(&self, bytes: &[u8]) -> Result<String, OperatorError> {
+        let digest = Digest::of(bytes).to_string();
+        self.media
+            .lock()
+            .unwrap()
+            .insert(digest.clone(), bytes.to_vec());
+        Ok(digest)
+    }
+
+    fn media(&self, digest: &str) -> Result<Vec<u8>, OperatorError> {
+        self.media
+            .lock()
+            .unwrap()
+            .get(digest)
+            .cloned()
+            .ok_or_else(|| OperatorError::Internal(format!("no media {digest}")))
+    }
+
+    fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    fn event(&self, event: StageEvent) {
+        self.events.lock().unwrap().push(event);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        let left = self.cancel_after.load(Ordering::SeqCst);
+        self.cancel_after
+            .store(left.saturating_sub(1), Ordering::SeqCst);
+        left == 0
+    }
+}
+
+impl StageIo for MemoryIo {
     fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
         self.written.entry(port.to_owned()).or_default().push(batch);
         Ok(())
@@ -153,30 +204,49 @@ impl StageIo for MemoryIo {
         Ok(())
     }
 
-    fn put_media(&mut self, bytes: &[u8]) -> Result<String, OperatorError> {
-        let digest = Digest::of(bytes).to_string();
-        self.media.insert(digest.clone(), bytes.to_vec());
-        Ok(digest)
+    fn resume(&mut self) -> Result<Option<Checkpoint>, OperatorError> {
+        assert!(self.written.is_empty(), "asked after rows were written");
+        let Some(saved) = self.checkpoints.last() else {
+            return Ok(None);
+        };
+        let folder = self.scratch.path().join("resumed");
+        std::fs::create_dir(&folder).unwrap();
+        for (name, bytes) in &saved.files {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+        self.written = saved.written.clone();
+        Ok(Some(Checkpoint {
+            step: saved.step,
+            folder,
+            state: saved.state.clone(),
+        }))
     }
 
-    fn media(&self, digest: &str) -> Result<Vec<u8>, OperatorError> {
-        self.media
-            .get(digest)
-            .cloned()
-            .ok_or_else(|| OperatorError::Internal(format!("no media {digest}")))
+    fn wants_checkpoint(&self) -> bool {
+        self.checkpoint_each_step
     }
 
-    fn scratch(&self) -> &Path {
-        self.scratch.path()
-    }
-
-    fn event(&self, event: StageEvent) {
-        self.events.borrow_mut().push(event);
-    }
-
-    fn is_cancelled(&self) -> bool {
-        let left = self.cancel_after.get();
-        self.cancel_after.set(left.saturating_sub(1));
-        left == 0
+    fn checkpoint(
+        &mut self,
+        step: u64,
+        folder: &Path,
+        state: serde_json::Value,
+    ) -> Result<(), OperatorError> {
+        let paths = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let files = paths
+            .map(|path| {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                (name, std::fs::read(&path).unwrap())
+            })
+            .collect();
+        self.checkpoints.push(Saved {
+            step,
+            files,
+            state,
+            written: self.written.clone(),
+        });
+        Ok(())
     }
 }

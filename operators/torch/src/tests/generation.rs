@@ -214,3 +214,41 @@ fn prompts_that_do_not_fit_are_named() {
     assert!(error(Arc::new(unknown)).contains("token 120 is not below vocab_size 120"));
     assert!(error(prompt(1, 5, Some(image(1, 4, 5)))).contains("multiples of 2"));
 }
+
+#[test]
+fn runs_that_are_decoded_apart_are_the_same_beside_any_others() {
+    let prompts: Vec<_> = (0..9).flat_map(|_| prompts()).collect();
+    let run = |ranges: &[std::ops::Range<u32>], threads: usize| {
+        let mut policy = super::policy_on(threads, &inference());
+        let mut params = sampling(7);
+        let mut requests = Vec::new();
+        for range in ranges {
+            let before = requests.len();
+            for (stream, prompt) in prompts.iter().enumerate() {
+                requests.extend(range.clone().map(|sample| GenerationRequest {
+                    prompt: Arc::clone(prompt),
+                    prompt_stream: stream as u64,
+                    sample,
+                }));
+            }
+            params.apart.push(requests.len() - before);
+        }
+        let apart = policy
+            .generate(&requests, &params, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        params.apart.clear();
+        let together = policy
+            .generate(&requests, &params, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        for (left, right) in apart.iter().zip(together) {
+            assert_eq!(left.token_ids, right.token_ids);
+        }
+        apart
+    };
+    let all = run(&[0..1, 1..2, 2..5], 2);
+    assert_eq!(all[90..], run(std::slice::from_ref(&(2..5)), 3));
+    assert_eq!(all[45..90], run(std::slice::from_ref(&(1..2)), 1));
+    let mut swapped = all[45..90].to_vec();
+    swapped.extend_from_slice(&all[..45]);
+    assert_eq!(swapped, run(&[1..2, 0..1], 2));
+}

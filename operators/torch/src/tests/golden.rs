@@ -119,6 +119,7 @@ fn check_model(name: &str) {
             stop_token_ids: vec![],
             seed: 0,
             max_concurrent: 1,
+            apart: Vec::new(),
         };
         let request = GenerationRequest {
             prompt: Arc::new(prompt.clone()),

@@ -3,6 +3,7 @@
 mod generation;
 mod golden;
 mod persistence;
+mod resuming;
 mod training;
 
 use std::path::PathBuf;
@@ -135,5 +136,6 @@ fn sampling(max_concurrent: usize) -> SamplingParams {
         stop_token_ids: vec![2, 8, 9, 10],
         seed: 7,
         max_concurrent,
+        apart: Vec::new(),
     }
 }

@@ -11,10 +11,10 @@ use crate::policy::TorchPolicy;
 use crate::{DeviceChoice, TorchBackend};
 
 /// A folder below the build's own that is removed when the test is done.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path =
             std::env::temp_dir().join(format!("operators-torch-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();

@@ -1,0 +1,257 @@
+//! Files from which training goes on: the trained weights as the optimizer holds them, its moments and its steps.
+//!
+//! Each flat buffer of the optimizer is a file of its own, with three tensors for each trained weight under its published
+//! name. Frozen weights never change, so they are not part of it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use engine_core::error::ModelError;
+use memmap2::Mmap;
+use safetensors::tensor::{View, serialize_to_file};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::optimizer::AdamW;
+use crate::parameters::{Parameters, padded};
+use crate::weights::{file_error, map_file, tensor_error};
+
+/// The file that says what the others are; written last.
+const SUMMARY_FILE: &str = "state.json";
+/// Raised when older files can no longer be read.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Summary {
+    format: u32,
+    /// Optimizer steps done.
+    steps: i32,
+    /// Type of the weights that the model computes with.
+    weights: String,
+    files: Vec<String>,
+}
+
+/// A stretch of an optimizer buffer: the weights or one of the moments of one published weight.
+struct Slot {
+    name: String,
+    shape: Vec<usize>,
+    /// A flat view of the buffer.
+    tensor: Tensor,
+}
+
+impl View for &Slot {
+    fn dtype(&self) -> Dtype {
+        dtype(&self.tensor)
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Copied only now, one tensor at a time, so that memory holds one more tensor and not all of them twice.
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        let tensor = self.tensor.to_device(Device::Cpu).contiguous();
+        tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * if self.dtype() == Dtype::F64 { 8 } else { 4 }
+    }
+}
+
+/// Writes the state of an optimizer as it is between two steps.
+///
+/// # Errors
+/// [`ModelError::File`] with the file that could not be written.
+pub(crate) fn write(
+    folder: &Path,
+    optimizer: &AdamW,
+    weights: &Parameters,
+) -> Result<(), ModelError> {
+    std::fs::create_dir_all(folder).map_err(|error| file_error(folder, &error))?;
+    let mut files = Vec::new();
+    for (number, slots) in buffers(optimizer, weights).iter().enumerate() {
+        let name = format!("optimizer-{:05}.safetensors", number + 1);
+        let path = folder.join(&name);
+        let views = slots.iter().map(|slot| (slot.name.as_str(), slot));
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        serialize_to_file(views, Some(metadata), &path)
+            .map_err(|error| file_error(&path, &error))?;
+        files.push(name);
+    }
+    let summary = Summary {
+        format: FORMAT,
+        steps: optimizer.steps,
+        weights: kind_name(weights),
+        files,
+    };
+    let path = folder.join(SUMMARY_FILE);
+    let text = serde_json::to_vec_pretty(&summary).map_err(|error| file_error(&path, &error))?;
+    std::fs::write(&path, text).map_err(|error| file_error(&path, &error))
+}
+
+/// Takes up the state that [`write`] left. Nothing is changed when it does not fit.
+///
+/// # Errors
+/// [`ModelError::File`] or [`ModelError::Tensor`] with what is missing, extra, misshaped or of another type.
+pub(crate) fn read(
+    folder: &Path,
+    optimizer: &mut AdamW,
+    weights: &mut Parameters,
+) -> Result<(), ModelError> {
+    let summary = summary(folder, weights)?;
+    let mut files = Vec::new();
+    for name in &summary.files {
+        let path = folder.join(name);
+        let map = map_file(&path)?;
+        files.push((path, map));
+    }
+    let slots: Vec<Slot> = buffers(optimizer, weights).into_iter().flatten().collect();
+    tch::no_grad(|| {
+        for (target, source) in matched(folder, &files, &slots)? {
+            target.shallow_clone().copy_(&source.tensor());
+        }
+        optimizer.steps = summary.steps;
+        optimizer.write_back(weights);
+        Ok(())
+    })
+}
+
+fn summary(folder: &Path, weights: &Parameters) -> Result<Summary, ModelError> {
+    let path = folder.join(SUMMARY_FILE);
+    let text = std::fs::read(&path).map_err(|error| file_error(&path, &error))?;
+    let summary: Summary =
+        serde_json::from_slice(&text).map_err(|error| file_error(&path, &error))?;
+    let fault = |message: String| Err(file_error(&path, &message));
+    let held = kind_name(weights);
+    if summary.format != FORMAT {
+        return fault(format!(
+            "it has format {}, and this program reads format {FORMAT}",
+            summary.format
+        ));
+    }
+    if summary.weights != held {
+        return fault(format!(
+            "it belongs to a model of {} weights, and this one has {held} weights",
+            summary.weights
+        ));
+    }
+    Ok(summary)
+}
+
+/// A tensor in a mapped file.
+struct Source<'a> {
+    bytes: &'a [u8],
+    kind: Kind,
+}
+
+impl Source<'_> {
+    fn tensor(&self) -> Tensor {
+        let size = if self.kind == Kind::Double { 8 } else { 4 };
+        Tensor::from_data_size(self.bytes, &[(self.bytes.len() / size) as i64], self.kind)
+    }
+}
+
+/// What goes where; every slot has exactly one tensor and there is no other.
+fn matched<'a>(
+    folder: &Path,
+    files: &'a [(PathBuf, Mmap)],
+    slots: &'a [Slot],
+) -> Result<Vec<(&'a Tensor, Source<'a>)>, ModelError> {
+    let mut wanted: BTreeMap<&str, &Slot> = slots
+        .iter()
+        .map(|slot| (slot.name.as_str(), slot))
+        .collect();
+    let mut pairs = Vec::with_capacity(slots.len());
+    for (path, map) in files {
+        let parsed = SafeTensors::deserialize(map).map_err(|error| file_error(path, &error))?;
+        for (name, view) in parsed.iter() {
+            let fault = |message: String| Err(tensor_error(path, name, message));
+            let Some(slot) = wanted.remove(name) else {
+                return fault(
+                    "is not something that this model trains; the state is of another model, or other parts were frozen"
+                        .to_owned(),
+                );
+            };
+            if view.shape() != slot.shape {
+                return fault(format!(
+                    "has shape {:?}, but the model has {:?}",
+                    view.shape(),
+                    slot.shape
+                ));
+            }
+            if view.dtype() != dtype(&slot.tensor) {
+                return fault(format!(
+                    "has type {:?}, but the optimizer has {:?}",
+                    view.dtype(),
+                    dtype(&slot.tensor)
+                ));
+            }
+            let source = Source {
+                bytes: view.data(),
+                kind: slot.tensor.kind(),
+            };
+            pairs.push((&slot.tensor, source));
+        }
+    }
+    match wanted.first_key_value() {
+        Some((name, slot)) => {
+            let message = format!("missing; the model trains it with shape {:?}", slot.shape);
+            Err(tensor_error(folder, name, message))
+        }
+        None => Ok(pairs),
+    }
+}
+
+/// The stretches of each buffer of the optimizer.
+fn buffers(optimizer: &AdamW, weights: &Parameters) -> Vec<Vec<Slot>> {
+    let trained = weights.buckets.iter().filter(|bucket| bucket.trained);
+    let slots = trained.zip(&optimizer.states).map(|(bucket, state)| {
+        let mut slots = Vec::new();
+        let mut offset = 0;
+        for member in &bucket.members {
+            let parameter = &weights.list[*member];
+            let mut start = offset;
+            for part in &parameter.parts {
+                let kinds = [
+                    ("weight", &state.master),
+                    ("first-moment", &state.first),
+                    ("second-moment", &state.second),
+                ];
+                slots.extend(kinds.map(|(kind, buffer)| {
+                    Slot {
+                        name: format!("{kind}/{}", part.name),
+                        shape: part
+                            .shape
+                            .iter()
+                            .map(|size| size.unsigned_abs() as usize)
+                            .collect(),
+                        tensor: buffer.narrow(0, start, part.numel()),
+                    }
+                }));
+                start += part.numel();
+            }
+            offset += padded(parameter.numel());
+        }
+        slots
+    });
+    slots.collect()
+}
+
+fn dtype(tensor: &Tensor) -> Dtype {
+    if tensor.kind() == Kind::Double {
+        Dtype::F64
+    } else {
+        Dtype::F32
+    }
+}
+
+fn kind_name(weights: &Parameters) -> String {
+    let kind = weights.buckets.first().map(|bucket| bucket.flat.kind());
+    format!("{:?}", kind.unwrap_or(Kind::Float)).to_lowercase()
+}
