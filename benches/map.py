@@ -3,15 +3,16 @@
     python3 -m venv venv && venv/bin/pip install pyarrow
     venv/bin/python benches/map.py [--rows 1000000] [--times 3]
 
-`source` reads prompts from Parquet and `verify` judges one rollout of each. The time of a stage is the one that the run
-records. pyarrow reads the columns that the stage reads, from the file or the parts of the stage's input, and writes the rows
-that the stage wrote, with the compression that the store uses; it computes nothing. So the difference is what the engine adds
-and what the operator computes.
+`source` reads prompts from Parquet and `verify` judges one rollout of each. The wall-clock time of a stage is the one that
+the run records, its processor time that of the whole process less that of a rerun in which nothing is to be done. pyarrow
+reads what the stage reads and writes the rows that the stage wrote, with the compression that the store uses; it computes
+nothing. So the difference is what the engine adds and what the operator computes.
 """
 
 import argparse
 import json
 import random
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from measure import BINARY, call, median, table
+from measure import BINARY, call, table
 
 PIPELINE = """
 version: 1
@@ -79,14 +80,30 @@ def parts(store, stage):
     return found
 
 
-def read(paths, columns):
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+def read(paths):
+    return pa.concat_tables([pq.read_table(path) for path in paths])
 
 
-def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def timed(action, times=5):
+    """Medians of wall-clock and processor seconds."""
+    seconds = []
+    for _ in range(times):
+        start, cpu = time.perf_counter(), time.process_time()
+        action()
+        seconds.append((time.perf_counter() - start, time.process_time() - cpu))
+    return [statistics.median(column) for column in zip(*seconds)]
+
+
+def ran(folder, store):
+    """Wall-clock and processor seconds of the two stages, each run by itself on what is there."""
+    seconds = {}
+    for stage in ("prompts", "rollouts", "verdicts"):
+        run = [BINARY, "run", "map.yaml", "--json", "--store", store, "--to", stage]
+        done = call(run, folder)
+        nothing = call(run, folder)
+        stages = {each["stage"]: each["seconds"] for each in json.loads(done.stdout)["stages"]}
+        seconds[stage] = (stages[stage], done.cpu_seconds - nothing.cpu_seconds)
+    return seconds
 
 
 def main():
@@ -98,25 +115,22 @@ def main():
         folder = Path(path)
         (folder / "map.yaml").write_text(PIPELINE)
         prompts(folder / "prompts.parquet", args.rows)
-        runs = []
-        for number in range(args.times):
-            store = folder / f"store{number}"
-            done = call([BINARY, "run", "map.yaml", "--json", "--store", store], folder)
-            stages = json.loads(done.stdout)["stages"]
-            runs.append({stage["stage"]: stage["seconds"] for stage in stages})
-        rows = [("stage", "engine", "rows/s", "MB/s", "pyarrow reads", "pyarrow writes", "engine beside pyarrow")]
-        reads = {"prompts": ([folder / "prompts.parquet"], None), "verdicts": (parts(store, "rollouts"), None)}
-        for stage, (paths, columns) in reads.items():
-            seconds = sorted(run[stage] for run in runs)[len(runs) // 2]
-            size = read(paths, columns).nbytes
-            written = read(parts(store, stage), None)
+        runs = [ran(folder, folder / f"store{number}") for number in range(args.times)]
+        store = folder / "store0"
+        rows = [("stage", "", "engine", "rows/s", "MB/s", "pyarrow reads", "pyarrow writes", "engine beside pyarrow")]
+        for stage, paths in [("prompts", [folder / "prompts.parquet"]), ("verdicts", parts(store, "rollouts"))]:
+            size = read(paths).nbytes
+            written = read(parts(store, stage))
             out = folder / "out.parquet"
-            reading, _, _ = median(lambda: timed(lambda: read(paths, columns)), 5)
-            writing, _, _ = median(lambda: timed(lambda: pq.write_table(written, out, compression="zstd")), 5)
-            rows.append((
-                stage, f"{seconds:.2f} s", f"{args.rows / seconds:,.0f}", f"{size / seconds / 1e6:.0f}",
-                f"{reading:.2f} s", f"{writing:.2f} s", f"{seconds / (reading + writing):.2f} x",
-            ))
+            reading = timed(lambda: read(paths))
+            writing = timed(lambda: pq.write_table(written, out, compression="zstd"))
+            for index, kind in enumerate(("wall clock", "processor")):
+                seconds = statistics.median(run[stage][index] for run in runs)
+                rows.append((
+                    stage, kind, f"{seconds:.2f} s", f"{args.rows / seconds:,.0f}", f"{size / seconds / 1e6:.0f}",
+                    f"{reading[index]:.2f} s", f"{writing[index]:.2f} s",
+                    f"{seconds / (reading[index] + writing[index]):.2f} x",
+                ))
     print(f"{args.rows} rows, median of {args.times} runs; MB are bytes in memory of the rows that the stage reads:\n")
     table(rows)
 

@@ -12,8 +12,8 @@ BINARY = ROOT / "target/release/metis-flow"
 
 
 class Finished:
-    def __init__(self, seconds, peak_mib, stdout):
-        self.seconds, self.peak_mib, self.stdout = seconds, peak_mib, stdout
+    def __init__(self, seconds, cpu_seconds, peak_mib, stdout):
+        self.seconds, self.cpu_seconds, self.peak_mib, self.stdout = seconds, cpu_seconds, peak_mib, stdout
 
 
 def call(command, folder, env=None):
@@ -28,7 +28,7 @@ def call(command, folder, env=None):
         log.seek(0)
         if child.returncode != 0:
             sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}\n{log.read()[-4000:]}")
-        return Finished(seconds, usage.ru_maxrss / 1024, out.read())
+        return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out.read())
 
 
 def median(call_once, times):

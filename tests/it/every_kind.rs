@@ -10,7 +10,7 @@ name: every-kind
 seed: 11
 stages:
   prompts:
-    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind } }
+    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind }, limit: 100 }
   few:
     inputs: { p: prompts }
     sql: { query: "select * from p where category <> 'order' order by prompt_id limit 24" }

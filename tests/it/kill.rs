@@ -14,7 +14,7 @@ name: killed
 seed: 7
 stages:
   prompts:
-    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind } }
+    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind }, limit: 100 }
   few:
     inputs: { p: prompts }
     sql: { query: 'select * from p order by prompt_id limit 40' }

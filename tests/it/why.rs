@@ -13,7 +13,7 @@ name: asked
 seed: 1
 stages:
   prompts:
-    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind } }
+    source: { path: $repo/examples/data/test.parquet, columns: { id: id, solution: solution, category: kind }, limit: 100 }
   few:
     inputs: { p: prompts }
     sql: { query: 'select * from p order by prompt_id limit 30' }

@@ -40,19 +40,21 @@ struct Reported<'a> {
     dataset: &'a Dataset,
 }
 
-/// Prints what the run showed and writes it, with plots, beside the store's data.
-pub(crate) fn closing(plan: &Plan, store: &Store, outcome: &RunOutcome) -> anyhow::Result<()> {
+/// Prints what the run showed and writes it, with plots, beside the store's data, or into the project's folder when the
+/// store is a network away.
+pub(crate) fn closing(
+    plan: &Plan,
+    store: &Store,
+    project: &Path,
+    outcome: &RunOutcome,
+) -> anyhow::Result<()> {
     let tables = reported(outcome);
     if tables.is_empty() {
         return Ok(());
     }
-    let Some(root) = store.local_root() else {
-        let findings = Findings::read(plan, store, &tables)?;
-        eprintln!("\n{}", terminal::summary(&findings));
-        eprintln!("warning: the report with plots is written only for stores on the local disk");
-        return Ok(());
-    };
-    let folder = root
+    let folder = store
+        .local_root()
+        .map_or_else(|| project.join(".metis"), Path::to_owned)
         .join("reports")
         .join(format!("{}-{}", plan.name, digest(plan, &tables)));
     if !folder.join(REPORT).exists() {

@@ -113,9 +113,10 @@ impl FilterByPassRate {
     ) -> Result<(), OperatorError> {
         let schema = session.schema("prompts")?;
         let min_samples = self.min_samples.unwrap_or(1);
+        // The table on the left is held in memory: the narrow one, since prompts may be very long.
         for (port, condition) in BUCKETS {
             let frame = session.sql(&format!(
-                "SELECT p.* FROM prompts p JOIN rates r ON p.prompt_id = r.prompt_id \
+                "SELECT p.* FROM rates r JOIN prompts p ON p.prompt_id = r.prompt_id \
                  WHERE r.samples >= {min_samples} AND {condition} ORDER BY p.prompt_id"
             ))?;
             session.write(frame, &schema, io, port)?;

@@ -80,7 +80,7 @@ pub(super) fn perform(
     closing::report_failures(&outcome);
     eprintln!("{}", closing::line(plan, &outcome));
     if exit == Exit::Done && !arguments.quiet {
-        crate::report::closing(plan, store, &outcome)?;
+        crate::report::closing(plan, store, &options.root, &outcome)?;
     }
     if exit == Exit::Interrupted {
         eprintln!("{}:\n  {}", closing::INTERRUPTED, resume::command());
