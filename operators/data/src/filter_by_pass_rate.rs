@@ -76,7 +76,8 @@ impl OperatorConfig for FilterByPassRate {
     }
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
+        // One core: sorting very long prompts on several at once takes more memory than a query may have.
+        let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
         session.register_port(io, "verdicts")?;
         session.register_port(io, "prompts")?;
         let counted = session.sql(&format!(

@@ -33,6 +33,8 @@ pub struct Processor {
     stop_token_ids: Vec<u32>,
     end_token: u32,
     tokenizer_digest: Digest,
+    /// Rows of the model's embedding, where the configuration says how many.
+    vocab_size: Option<u32>,
 }
 
 impl Processor {
@@ -73,6 +75,8 @@ impl Processor {
             stop_token_ids,
             end_token,
             tokenizer_digest: Digest::of(&bytes),
+            vocab_size: integer(&config, "vocab_size")
+                .or_else(|| integer(config.get("text_config")?, "vocab_size")),
             tokenizer,
         })
     }
@@ -95,10 +99,12 @@ impl Processor {
         &self.tokenizer_digest
     }
 
-    /// Whether this is an id of the vocabulary.
+    /// Whether the model can read this id. Models often have more embeddings than their tokenizer has tokens, and then
+    /// sample, once in a long while, an id that stands for no text.
     #[must_use]
     pub fn knows(&self, token_id: u32) -> bool {
-        self.tokenizer.id_to_token(token_id).is_some()
+        self.vocab_size.is_some_and(|size| token_id < size)
+            || self.tokenizer.id_to_token(token_id).is_some()
     }
 
     /// Text of a completion without special tokens. Added tokens that are not special (tags) are kept.

@@ -61,7 +61,7 @@ fn check_tokens(completion: &[u32], processor: &Processor) -> Result<(), String>
     }
     match completion.iter().find(|id| !processor.knows(**id)) {
         Some(id) => Err(format!(
-            "its example has token id {id}, which the model's tokenizer does not know; was it sampled from another model?"
+            "its example has token id {id}, which is not in the model's vocabulary; was it sampled from another model?"
         )),
         None => Ok(()),
     }
