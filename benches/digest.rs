@@ -40,8 +40,10 @@ fn main() {
         let place = arguments.iter().position(|argument| argument == name)?;
         arguments.get(place + 1).cloned()
     };
-    let rows: usize = option("--rows").map_or(40_960, |text| text.parse().unwrap());
-    let repeat: usize = option("--repeat").map_or(11, |text| text.parse().unwrap());
+    let rows: usize =
+        option("--rows").map_or(40_960, |text| text.parse().expect("--rows takes a number"));
+    let repeat: usize =
+        option("--repeat").map_or(11, |text| text.parse().expect("--repeat takes a number"));
     let is_json = arguments.iter().any(|argument| argument == "--json");
     let mut numbers = Numbers(17);
     let tables = [
