@@ -142,7 +142,7 @@ fn generate(
         stop_token_ids: processor.stop_token_ids().to_vec(),
         seed: round,
         max_concurrent: 256,
-        apart: Vec::new(),
+        ..SamplingParams::default()
     };
     policy
         .generate(&requests, &params, &mut |_| ControlFlow::Continue(()))

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use engine_core::Registry;
 
+pub use commands::serve_model;
 pub use logging::start_worker_log;
 
 /// Version of this build.

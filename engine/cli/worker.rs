@@ -12,6 +12,11 @@ use operators_torch::{DeviceChoice, TorchBackend};
 )]
 fn main() -> ExitCode {
     metis_flow::start_worker_log();
+    if std::env::args().nth(1).as_deref() == Some("serve") {
+        return metis_flow::serve_model(|name, threads| {
+            Ok(Box::new(TorchBackend::new(device(name)?, Some(threads))?))
+        });
+    }
     match serve(metis_flow::VERSION, &metis_flow::registry(), backend) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

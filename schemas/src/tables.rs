@@ -124,7 +124,7 @@ pub fn rollouts() -> SchemaRef {
         Field::new("text", TEXT, false),
         // Sampled token ids: the record. The end token is included when it was sampled.
         Field::new("token_ids", list(DataType::UInt32), false),
-        // Natural-log probability of each token under the sampling distribution.
+        // Natural-log probability of each token under the sampling distribution, before `top-k`, `top-p` and `min-p`.
         Field::new("logprobs", list(DataType::Float32), false),
         // `stop` or `length`.
         Field::new("finish_reason", TEXT, false),
@@ -135,6 +135,18 @@ pub fn rollouts() -> SchemaRef {
         // Seed of the sampler.
         Field::new("seed", DataType::UInt64, false),
     ])
+}
+
+/// What a rollout can have beside the columns of [`rollouts`]. A table has them where its stage asks for them.
+#[must_use]
+pub fn rollout_extras() -> [Field; 2] {
+    [
+        // Natural-log probability of each token under the truncated distribution that it was drawn from; `logprobs` has those
+        // before truncation.
+        Field::new("truncated_logprobs", list(DataType::Float32), true),
+        // Entropy, in nats, of the distribution before truncation at each token.
+        Field::new("entropies", list(DataType::Float32), true),
+    ]
 }
 
 /// Verdicts, one row per rollout.

@@ -24,9 +24,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "operators-verdict",
         ],
     ),
+    ("operators-endpoint", &[]),
     (
         "operators-model",
-        &["schemas", "engine-core", "operators-verdict"],
+        &[
+            "schemas",
+            "engine-core",
+            "operators-endpoint",
+            "operators-verdict",
+        ],
     ),
     ("operators-torch", &["engine-core"]),
     ("xtask", &[]),

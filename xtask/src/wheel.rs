@@ -155,19 +155,23 @@ fn find(wheel: &Wheel, folder: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn verify(wheel: &Wheel, file: &Path) -> Result<()> {
+    verify_digest(file, &wheel.sha256)
+}
+
+/// Fails, and removes the file, when its digest is another.
+pub(crate) fn verify_digest(file: &Path, expected: &str) -> Result<()> {
     let digest = sha256(file).with_context(|| format!("cannot read {}", file.display()))?;
-    if digest == wheel.sha256 {
+    if digest == expected {
         return Ok(());
     }
     fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
     bail!(
-        "{} has the wrong digest and was removed: expected sha256 {}, got {digest}",
+        "{} has the wrong digest and was removed: expected sha256 {expected}, got {digest}",
         file.display(),
-        wheel.sha256
     )
 }
 
-fn sha256(path: &Path) -> io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -6,11 +6,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod running;
+mod serving;
 mod values;
+mod verifying;
 
 pub(crate) use running::{
     ChangeArgs, CheckArgs, ChoiceArgs, ExecutionArgs, PipelineArgs, PlanArgs, ReplayArgs, RunArgs,
 };
+pub(crate) use serving::{ServeArgs, WeightFormat};
+pub(crate) use verifying::VerifyArgs;
 
 /// A dataflow engine for post-training language and vision-language models.
 #[derive(Debug, Parser)]
@@ -57,6 +61,10 @@ pub(crate) enum Command {
     Sql(SqlArgs),
     /// Write a dataset or model to a file or folder.
     Export(ExportArgs),
+    /// Serve a model, of a folder or of a run, behind the OpenAI protocol.
+    Serve(ServeArgs),
+    /// Judge answers against gold answers, one pair or a file of them, and say why.
+    Verify(VerifyArgs),
     /// Say why a stage was cached or ran, or would be.
     Why(WhyArgs),
     /// Show what an artifact was made from.

@@ -13,14 +13,17 @@ mod plan;
 mod replay;
 mod run;
 mod runs;
+mod serve;
 mod show;
 mod sql;
+mod verify;
 mod why;
 
 use crate::args::{Arguments, Command};
 use crate::exit::Exit;
 
 pub(crate) use run::remarks;
+pub use serve::serve_model;
 
 /// Runs the command of this process.
 pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -30,10 +33,12 @@ pub(crate) fn dispatch(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Runs(arguments) => runs::runs(&arguments),
+        Command::Serve(arguments) => serve::serve(&arguments),
         Command::Show(arguments) => show::show(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
         Command::Sql(arguments) => sql::sql(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Verify(arguments) => verify::verify(&arguments),
         Command::Why(arguments) => why::why(&arguments),
         Command::Lineage(arguments) => lineage::lineage(&arguments),
         Command::Gc(arguments) => gc::gc(&arguments),

@@ -3,6 +3,7 @@
 //! The verbs are coarse enough that no tensor crosses and fine enough that supervised and reinforcement
 //! learning are ordinary functions over them. `operators/torch` implements both traits.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,15 +54,58 @@ pub struct GenerationRequest {
     pub sample: u32,
 }
 
+/// Whether a completion ends with the last of these tokens, all that it has so far.
+pub type TokenCheck = dyn Fn(&[u32]) -> bool + Send + Sync;
+
+/// Ends a completion by what it says, for example at a stop string: gets all tokens of a completion so far, after each one.
+#[derive(Clone)]
+pub struct StopCheck(pub Arc<TokenCheck>);
+
+impl fmt::Debug for StopCheck {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("StopCheck")
+    }
+}
+
+impl PartialEq for StopCheck {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// How to sample. The same request gives the same tokens whatever else is in the batch.
+///
+/// A token's logits are changed in this order: penalties, forbidden tokens (`allowed_token_ids`, `min_new_tokens`), temperature;
+/// then the distribution is truncated by `top_k`, `top_p` and `min_p`, in this order, each applied to what the one before
+/// left, renormalised.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 means greedy decoding.
     pub temperature: f64,
+    /// Only this many of the most likely tokens are sampled; 0: all.
+    pub top_k: usize,
+    /// Only the fewest most likely tokens whose probabilities add up to this are sampled (nucleus sampling, Holtzman et al.
+    /// 2020); 1: all.
+    pub top_p: f64,
+    /// Only tokens with at least this share of the largest probability are sampled; 0: all.
+    pub min_p: f64,
+    /// Divides the positive and multiplies the negative logits of tokens that the prompt or the completion has (CTRL, Keskar
+    /// et al. 2019, section 4.1); 1: none.
+    pub repetition_penalty: f64,
+    /// Taken from the logits of tokens that the completion has; 0: none.
+    pub presence_penalty: f64,
+    /// Taken from the logits of a token once for each time that the completion has it; 0: none.
+    pub frequency_penalty: f64,
     /// Upper limit of completion tokens, the end token included.
     pub max_new_tokens: usize,
+    /// Stop tokens cannot be sampled before the completion has this many tokens.
+    pub min_new_tokens: usize,
     /// Tokens that end a completion. The end token is kept in the completion.
     pub stop_token_ids: Vec<u32>,
+    /// If not empty, only these tokens (and stop tokens among them) can be sampled.
+    pub allowed_token_ids: Vec<u32>,
+    /// Ends a completion by its tokens, the last one included.
+    pub stop_check: Option<StopCheck>,
     /// Seed of the counter-based generator.
     pub seed: u64,
     /// Sequences decoded together; bounds the memory of the key-value cache.
@@ -72,13 +116,37 @@ pub struct SamplingParams {
     pub apart: Vec<usize>,
 }
 
+impl Default for SamplingParams {
+    /// Samples from the model as it is, one token.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            max_new_tokens: 1,
+            min_new_tokens: 0,
+            stop_token_ids: Vec::new(),
+            allowed_token_ids: Vec::new(),
+            stop_check: None,
+            seed: 0,
+            max_concurrent: 256,
+            apart: Vec::new(),
+        }
+    }
+}
+
 /// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FinishReason {
-    /// A stop token was sampled.
+    /// A stop token was sampled, or the stop check ended it.
     Stop,
     /// `max_new_tokens` was reached.
+    #[default]
     Length,
 }
 
@@ -94,14 +162,84 @@ impl FinishReason {
 }
 
 /// A sampled continuation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Completion {
     /// Sampled token ids, the end token included when there is one.
     pub token_ids: Vec<u32>,
-    /// Natural-log probability of each token under the sampling distribution.
+    /// Natural-log probability of each token before truncation: penalties and temperature are in it; `top_k`, `top_p` and
+    /// `min_p` are not. At temperature 0 that at temperature 1.
     pub logprobs: Vec<f32>,
+    /// Natural-log probability of each token under the truncated distribution that it was drawn from; equal to `logprobs` where
+    /// nothing is truncated. At temperature 0 all zero.
+    pub truncated_logprobs: Vec<f32>,
+    /// Entropy, in nats, of the distribution of `logprobs` at each token.
+    pub entropies: Vec<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+}
+
+/// One completion to sample in a [`GenerationSession`].
+#[derive(Clone, Debug)]
+pub struct SessionRequest {
+    /// What to continue, and its place in the random stream.
+    pub request: GenerationRequest,
+    /// How to sample it. `max_concurrent` and `apart` have no meaning here.
+    pub params: Arc<SamplingParams>,
+    /// Most likely tokens that are reported at each place beside the sampled one.
+    pub top_logprobs: usize,
+}
+
+/// Names a request of a [`GenerationSession`].
+pub type RequestId = u64;
+
+/// One sampled token of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionToken {
+    /// The request.
+    pub id: RequestId,
+    /// The token.
+    pub token: u32,
+    /// As [`Completion::logprobs`].
+    pub logprob: f32,
+    /// As [`Completion::truncated_logprobs`].
+    pub truncated_logprob: f32,
+    /// As [`Completion::entropies`].
+    pub entropy: f32,
+    /// The most likely tokens with their log-probabilities as in `logprob`, most likely first.
+    pub top: Vec<(u32, f32)>,
+    /// Set with the last token.
+    pub finish: Option<FinishReason>,
+}
+
+/// Limits of a [`GenerationSession`], planned before the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Sequences that are decoded together; the others wait.
+    pub max_concurrent: usize,
+    /// Tokens of a prompt and its completion together; a longer request is refused.
+    pub max_tokens: usize,
+}
+
+/// A running batch that requests enter and leave at every step.
+pub trait GenerationSession {
+    /// Puts a request in the queue.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] when it does not fit the model or the limits of the session.
+    fn submit(&mut self, request: SessionRequest) -> Result<RequestId, ModelError>;
+
+    /// Takes a request out, finished or not. One that is not there is no error.
+    fn cancel(&mut self, id: RequestId);
+
+    /// Lets waiting requests in and decodes one token for every sequence of the batch. Empty when nothing is to be done; tokens
+    /// of a request come in their order, those of a step may come with the next one.
+    ///
+    /// # Errors
+    /// On a device error.
+    fn step(&mut self) -> Result<Vec<SessionToken>, ModelError>;
+
+    /// Requests that are waiting or being decoded.
+    fn pending(&self) -> usize;
 }
 
 /// Progress of one `generate` call.
@@ -270,6 +408,15 @@ pub trait Policy: Send {
         params: &SamplingParams,
         progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>, ModelError>;
+
+    /// Opens a batch that requests can enter and leave at any time.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] when the limits do not fit the model or the memory of the device.
+    fn session(
+        &mut self,
+        limits: SessionLimits,
+    ) -> Result<Box<dyn GenerationSession + '_>, ModelError>;
 
     /// Log-probability of each completion token, per sequence, at temperature 1, without gradients.
     ///

@@ -183,8 +183,8 @@ impl Distill {
         };
         format!(
             "WITH good AS ( \
-                 SELECT r.prompt_id AS prompt_id, r.sample AS sample, array_length(r.token_ids) AS length{reward}, \
-                        row_number() OVER (PARTITION BY r.prompt_id, array_to_string(r.token_ids, ' ') ORDER BY r.sample) AS copy \
+                 SELECT r.prompt_id AS prompt_id, r.sample AS sample, coalesce(array_length(r.token_ids), character_length(r.text)) AS length{reward}, \
+                        row_number() OVER (PARTITION BY r.prompt_id, coalesce(array_to_string(r.token_ids, ' '), r.text) ORDER BY r.sample) AS copy \
                  FROM rollouts r JOIN verdicts v ON v.prompt_id = r.prompt_id AND v.sample = r.sample {scores} \
                  WHERE {correct} {format} AND r.finish_reason = 'stop'), \
              ranked AS ( \

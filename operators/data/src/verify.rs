@@ -7,15 +7,16 @@ mod gold;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, LargeStringArray, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, Float64Array, LargeStringArray, RecordBatch};
 use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use engine_core::operator::Family;
 use engine_core::{
     FailedRow, Fault, InputPort, InputType, Joined, MapOperator, MapOutput, MapPart, MapTask,
     OperatorConfig, OperatorError, OperatorKind, Placement, PortType, PortTypes, Ports,
     StageContext, StageEvent, StageView,
 };
-use operators_verdict::{Outcome, Verdict, VerifyConfig};
+use operators_verdict::{Outcome, Prepared, Verdict, VerifyConfig};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
@@ -30,7 +31,7 @@ pub struct Verify(pub VerifyConfig);
 
 impl OperatorKind for Verify {
     const KIND: &'static str = "verify";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = false;
@@ -57,7 +58,10 @@ impl OperatorConfig for Verify {
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
         Ok(PortTypes::from([(
             "verdicts".to_owned(),
-            vec![PortType::table(TableName::Verdicts)],
+            vec![PortType::Table {
+                table: TableName::Verdicts,
+                schema: schema(&self.0),
+            }],
         )]))
     }
 
@@ -93,6 +97,24 @@ impl MapOperator for Verify {
     }
 }
 
+/// The columns of the verdicts. Several verifiers together also say how far they agree.
+fn schema(config: &VerifyConfig) -> SchemaRef {
+    let plain = TableName::Verdicts.schema();
+    if !config.is_combined() {
+        return plain;
+    }
+    let mut fields: Vec<FieldRef> = plain.fields().iter().cloned().collect();
+    // Share of the verifiers that say what is said together, of those that can judge.
+    fields.push(Arc::new(Field::new("agreement", DataType::Float64, true)));
+    Arc::new(Schema::new_with_metadata(fields, plain.metadata().clone()))
+}
+
+/// Rollouts that one thread judges in a row: those of one prompt meet a gold answer that has been read once.
+const RUN: usize = 64;
+
+/// A verdict, and how far several verifiers agree on it.
+type Judged = (Verdict, Option<f64>);
+
 /// The gold answers, and how many rollouts met one.
 struct Judge<'a> {
     config: &'a VerifyConfig,
@@ -106,18 +128,10 @@ impl MapTask for Judge<'_> {
     fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
         let ids = text_column(part.rows, "prompt_id")?;
         let texts = text_column(part.rows, "text")?;
-        let format = self.config.format();
-        let verdicts: Vec<Option<Verdict>> = (0..part.rows.num_rows())
-            .into_par_iter()
-            .map(|row| match self.gold.of(ids.value(row)) {
-                Some(Gold::Usable(gold)) => Some(self.config.verdict(gold, texts.value(row))),
-                Some(Gold::Unusable) => Some(Verdict {
-                    outcome: Outcome::Failed,
-                    extracted: None,
-                    format_ok: format.holds(texts.value(row)),
-                }),
-                None => None,
-            })
+        let rows: Vec<usize> = (0..part.rows.num_rows()).collect();
+        let verdicts: Vec<Option<Judged>> = rows
+            .par_chunks(RUN)
+            .flat_map_iter(|rows| self.judge(rows, ids, texts))
             .collect();
         let failed = verdicts
             .iter()
@@ -141,11 +155,50 @@ impl MapTask for Judge<'_> {
 }
 
 impl Judge<'_> {
+    /// Judges rows that follow each other.
+    fn judge(
+        &self,
+        rows: &[usize],
+        ids: &LargeStringArray,
+        texts: &LargeStringArray,
+    ) -> Vec<Option<Judged>> {
+        let mut last: Option<(&str, Option<Prepared>)> = None;
+        let mut verdicts = Vec::with_capacity(rows.len());
+        for &row in rows {
+            let Some(gold) = self.gold.of(ids.value(row)) else {
+                verdicts.push(None);
+                continue;
+            };
+            let text = texts.value(row);
+            if let Gold::Usable(gold) = gold
+                && last.as_ref().is_none_or(|(known, _)| *known != gold)
+            {
+                last = Some((gold, self.config.prepare(gold).ok()));
+            }
+            let ready = match (gold, &last) {
+                (Gold::Usable(_), Some((_, Some(ready)))) => Some(ready),
+                _ => None,
+            };
+            verdicts.push(Some(match ready {
+                Some(ready) => self.config.judge_together(ready, text),
+                None => {
+                    let verdict = Verdict {
+                        outcome: Outcome::Failed,
+                        extracted: None,
+                        format_ok: self.config.format().holds(text),
+                    };
+                    (verdict, None)
+                }
+            }));
+        }
+        verdicts
+    }
+
     /// The verdicts of the rollouts that have one.
     fn table(
         &self,
         rollouts: &RecordBatch,
-        verdicts: &[Option<Verdict>],
+        verdicts: &[Option<Judged>],
     ) -> Result<RecordBatch, OperatorError> {
         let has_verdict: BooleanArray = verdicts
             .iter()
@@ -156,7 +209,9 @@ impl Judge<'_> {
         } else {
             filter_record_batch(rollouts, &has_verdict)?
         };
-        let verdicts: Vec<&Verdict> = verdicts.iter().flatten().collect();
+        let agreements: Vec<Option<f64>> =
+            verdicts.iter().flatten().map(|judged| judged.1).collect();
+        let verdicts: Vec<&Verdict> = verdicts.iter().flatten().map(|judged| &judged.0).collect();
         let masked = verdicts
             .iter()
             .filter(|verdict| !verdict.outcome.is_usable())
@@ -167,7 +222,7 @@ impl Judge<'_> {
         let sample = rollouts
             .column_by_name("sample")
             .ok_or_else(|| missing("sample"))?;
-        let columns: Vec<ArrayRef> = vec![
+        let mut columns: Vec<ArrayRef> = vec![
             Arc::new(text_column(&rollouts, "prompt_id")?.clone()),
             Arc::clone(sample),
             Arc::new(LargeStringArray::from_iter_values(
@@ -183,7 +238,10 @@ impl Judge<'_> {
                 verdicts.iter().map(|_| self.config.name()),
             )),
         ];
-        Ok(RecordBatch::try_new(TableName::Verdicts.schema(), columns)?)
+        if self.config.is_combined() {
+            columns.push(Arc::new(Float64Array::from(agreements)));
+        }
+        Ok(RecordBatch::try_new(schema(self.config), columns)?)
     }
 }
 
@@ -269,6 +327,58 @@ mod tests {
         );
         assert_eq!(io.warnings().len(), 2);
         assert!(io.warnings()[0].contains("`c`"), "{:?}", io.warnings());
+    }
+
+    #[test]
+    fn several_verifiers_say_how_far_they_agree() {
+        let mut io = TestIo::new();
+        io.input(
+            "prompts",
+            &[prompts(&[("a", Some("1/2"), None), ("b", None, None)])],
+        );
+        io.input(
+            "rollouts",
+            &[rollouts(&[
+                ("a", 0, "<answer>1/2</answer>"),
+                ("a", 1, "<answer>0.5</answer>"),
+                ("a", 2, "<answer>3</answer>"),
+                ("b", 0, "<answer>3</answer>"),
+            ])],
+        );
+        let any: Verify =
+            serde_json::from_str(r#"{"any": {"of": [{"math": {}}, {"exact": {}}]}}"#).unwrap();
+        io.run(&any, 0).unwrap();
+        let out = io.output("verdicts");
+        assert_eq!(
+            text_values(&out, "verdict"),
+            ["correct", "correct", "wrong", "failed"]
+        );
+        let agreement = out.column_by_name("agreement").unwrap();
+        assert_eq!(
+            agreement.as_primitive::<arrow::datatypes::Float64Type>(),
+            &Float64Array::from(vec![Some(1.0), Some(0.5), Some(1.0), None])
+        );
+    }
+
+    #[test]
+    fn a_verifier_of_form_needs_no_gold_answer() {
+        let mut io = TestIo::new();
+        io.input("prompts", &[prompts(&[("a", None, None)])]);
+        io.input(
+            "rollouts",
+            &[rollouts(&[
+                ("a", 0, "<plan>x</plan><answer>y</answer>"),
+                ("a", 1, "<answer>y</answer>"),
+            ])],
+        );
+        let format: Verify =
+            serde_json::from_str(r#"{"format": {"tags": ["plan", "answer"]}}"#).unwrap();
+        io.run(&format, 0).unwrap();
+        assert_eq!(
+            text_values(&io.output("verdicts"), "verdict"),
+            ["correct", "wrong"]
+        );
+        assert!(io.warnings().is_empty(), "{:?}", io.warnings());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! along. Only finished answers that are verified as correct become examples.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray, LargeStringBuilder, UInt64Array};
 use arrow::compute::{filter_record_batch, take};
@@ -17,6 +17,7 @@ use engine_core::{
     OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports,
     Registry, StageContext, StageView,
 };
+use operators_endpoint::Endpoint;
 use operators_verdict::{Outcome, VerifyConfig};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -25,12 +26,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::columns::list_builder;
+use crate::endpoint::{self, ASKED_PART, Answerer, EndpointSampler};
 use crate::faults::ValueFaults;
 use crate::part_sampler::{PartSampler, SAMPLED_PART};
 use crate::processor::Processor;
 use crate::prompt_rows::{PromptRow, check_prompt_ids, prompt_rows};
 use crate::rollout::{model_digest, without};
 use crate::sampling::{self, Sampled, SamplingPlan};
+use crate::sampling_keys::{self, SamplingKeys};
 
 /// What the `origin` column of the examples says.
 const ORIGIN: &str = "expert";
@@ -48,6 +51,10 @@ pub struct Augment {
 }
 
 /// Who answers.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a stage has one, and boxes would be in everybody's way"
+)]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Expert {
@@ -69,6 +76,39 @@ pub struct ExpertModel {
     pub temperature: f64,
     /// Most tokens of an answer, the end token included. Answers that are cut there are not kept.
     pub max_new_tokens: u32,
+    /// Samples only from this many of the most likely tokens. Default 0: all.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_none")]
+    pub top_k: u32,
+    /// Samples only from the fewest most likely tokens that have this much of the probability. Default 1: all.
+    #[serde(
+        default = "sampling_keys::one",
+        skip_serializing_if = "sampling_keys::is_one"
+    )]
+    pub top_p: f64,
+    /// Samples only from tokens that have at least this share of the largest probability. Default 0: all.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_zero")]
+    pub min_p: f64,
+    /// Divides the positive and multiplies the negative logits of tokens that the prompt or the answer has. Default 1: none.
+    #[serde(
+        default = "sampling_keys::one",
+        skip_serializing_if = "sampling_keys::is_one"
+    )]
+    pub repetition_penalty: f64,
+    /// Taken from the logits of tokens that the answer has. Default 0.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_zero")]
+    pub presence_penalty: f64,
+    /// Taken from the logits of a token once for each time that the answer has it. Default 0.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_zero")]
+    pub frequency_penalty: f64,
+    /// An answer cannot end by itself before it has this many tokens. Default 0.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_none")]
+    pub min_new_tokens: u32,
+    /// Texts that end an answer; its text is cut before them, its tokens are kept. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// A server that is asked, instead of a model on the input port `model`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
     /// Number format of the weights. Default `float32`.
     #[serde(default)]
     pub precision: Precision,
@@ -84,7 +124,7 @@ pub struct Solutions {}
 
 impl OperatorKind for Augment {
     const KIND: &'static str = "augment";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;
@@ -102,7 +142,7 @@ impl OperatorConfig for Augment {
             "prompts",
             InputType::table(TableName::Prompts),
         )];
-        if matches!(self.expert, Expert::Model(_)) {
+        if matches!(&self.expert, Expert::Model(model) if model.endpoint.is_none()) {
             inputs.push(InputPort::new("model", InputType::Model));
             // Connected, its tokenizer decides whether the expert's token ids can be learnt as they are.
             inputs.push(InputPort::new("student", InputType::Model).optional());
@@ -117,6 +157,12 @@ impl OperatorConfig for Augment {
             faults.at_least("keep", u64::from(model.keep), 1);
             faults.at_least("max-new-tokens", u64::from(model.max_new_tokens), 1);
             faults.at_least("max-concurrent", u64::from(model.max_concurrent), 1);
+            model
+                .keys()
+                .check(model.temperature, model.max_new_tokens, &mut faults);
+            if let Some(endpoint) = &model.endpoint {
+                endpoint::check(endpoint, &mut faults);
+            }
         }
         let types = PortTypes::from([
             (
@@ -131,6 +177,10 @@ impl OperatorConfig for Augment {
         faults.or(&["expert", "model"], types)
     }
 
+    fn key_config(&self, canonical: &Value, _inputs: &PortTypes) -> Value {
+        endpoint::content(canonical, "/expert/model/endpoint")
+    }
+
     fn as_map(&self) -> Option<&dyn MapOperator> {
         Some(self)
     }
@@ -143,13 +193,14 @@ impl MapOperator for Augment {
 
     fn part_size(&self) -> PartSize {
         match &self.expert {
+            Expert::Model(model) if model.endpoint.is_some() => ASKED_PART,
             Expert::Model(_) => SAMPLED_PART,
             Expert::Solutions(_) => PartSize::default(),
         }
     }
 
     fn part_config(&self, canonical: &Value) -> Value {
-        let mut config = canonical.clone();
+        let mut config = endpoint::content(canonical, "/expert/model/endpoint");
         if let Some(model) = config.pointer_mut("/expert/model") {
             // No row depends on how many are decoded at the same time.
             *model = without(model, &["max-concurrent"]);
@@ -175,6 +226,19 @@ impl MapOperator for Augment {
 }
 
 impl ExpertModel {
+    fn keys(&self) -> SamplingKeys {
+        SamplingKeys {
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            min_new_tokens: self.min_new_tokens,
+            stop: self.stop.clone(),
+        }
+    }
+
     fn start<'a>(
         &self,
         context: &StageContext<'_>,
@@ -182,16 +246,28 @@ impl ExpertModel {
     ) -> Result<StartedModel<'a>, OperatorError> {
         let plan = SamplingPlan {
             temperature: self.temperature,
+            keys: self.keys(),
             max_new_tokens: self.max_new_tokens,
             max_concurrent: self.max_concurrent,
             seed: context.seed,
             exact_ranges: false,
         };
+        if let Some(endpoint) = &self.endpoint {
+            let server = EndpointSampler::start(endpoint, &plan, view)?;
+            return Ok(StartedModel {
+                digest: server.name().to_owned(),
+                answerer: Answerer::Server(Box::new(server)),
+                attempts: self.attempts,
+                keep: self.keep,
+                // Whose tokens they are is not known.
+                keep_tokens: false,
+            });
+        }
         let sampler = PartSampler::load("model", self.precision, plan, context, view)?;
         let keep_tokens = !view.inputs("student").is_empty()
             && same_tokenizer(&view.model_folder("student")?, sampler.processor())?;
         Ok(StartedModel {
-            sampler: Mutex::new(sampler),
+            answerer: Answerer::Model(Box::new(Mutex::new(sampler))),
             digest: model_digest(view, "model")?,
             attempts: self.attempts,
             keep: self.keep,
@@ -213,7 +289,7 @@ enum Source<'a> {
 
 /// An expert model that is loaded.
 struct StartedModel<'a> {
-    sampler: Mutex<PartSampler<'a>>,
+    answerer: Answerer<'a>,
     digest: String,
     attempts: u32,
     keep: u32,
@@ -270,9 +346,8 @@ impl Augment {
     ) -> Result<Answers, OperatorError> {
         let (asked, mut failed) = with_gold(rows);
         let questions: Vec<PromptRow> = asked.iter().map(|row| rows[*row].clone()).collect();
-        let mut sampler = model.sampler.lock().unwrap_or_else(PoisonError::into_inner);
         let attempts = 0..model.attempts;
-        let mut samples = sampler.sample(&questions, std::slice::from_ref(&attempts))?;
+        let mut samples = (model.answerer).sample(&questions, std::slice::from_ref(&attempts))?;
         let tokens = samples.tokens();
         failed.extend(samples.failed.drain(..).map(|failure| FailedRow {
             row: asked[failure.row],
@@ -369,7 +444,8 @@ fn first_of_each_prompt(correct: Vec<Sampled>, keep: u32, keep_tokens: bool) -> 
             kept.push(Kept {
                 prompt: answer.prompt,
                 text: answer.text,
-                token_ids: keep_tokens.then_some(answer.completion.token_ids),
+                // Tokens with a stop string are not those of the text; the text is tokenised when it is learnt.
+                token_ids: (keep_tokens && !answer.is_cut).then_some(answer.completion.token_ids),
             });
         }
     }

@@ -63,6 +63,13 @@ impl ValueFaults {
         self.0.push(Fault::at(INVALID_VALUE, key, message));
     }
 
+    /// A fault of a key inside another one.
+    pub(crate) fn nested(&mut self, outer: &str, key: &str, message: String) {
+        let mut fault = Fault::at(INVALID_VALUE, outer, message);
+        fault.path.push(key.to_owned());
+        self.0.push(fault);
+    }
+
     /// `value` if there was no fault. `under` are the keys that lead to the checked ones.
     pub(crate) fn or<T>(self, under: &[&str], value: T) -> Result<T, Vec<Fault>> {
         if self.0.is_empty() {

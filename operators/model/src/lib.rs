@@ -5,6 +5,7 @@ pub mod augment;
 pub mod cast_model;
 mod checkpoint;
 mod columns;
+mod endpoint;
 mod epoch_order;
 mod faults;
 pub mod init_model;
@@ -18,8 +19,10 @@ pub mod rl_train;
 pub mod rollout;
 mod rollout_rows;
 mod sampling;
+mod sampling_keys;
 pub mod schedule;
 pub mod sft_train;
+mod stop_strings;
 #[cfg(test)]
 mod test_support;
 mod update;

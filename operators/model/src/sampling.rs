@@ -14,6 +14,8 @@ use rayon::prelude::*;
 
 use crate::processor::{Processor, PromptEncoder};
 use crate::prompt_rows::PromptRow;
+use crate::sampling_keys::SamplingKeys;
+use crate::stop_strings::{cut, stop_check};
 
 /// Default of `max-concurrent`.
 pub(crate) fn max_concurrent() -> u32 {
@@ -29,8 +31,10 @@ pub(crate) struct Sampled {
     pub(crate) sample: u32,
     /// The tokens.
     pub(crate) completion: Completion,
-    /// Their text, without special tokens.
+    /// Their text, without special tokens, up to a stop string.
     pub(crate) text: String,
+    /// Whether a stop string was cut from the text; the tokens have it.
+    pub(crate) is_cut: bool,
 }
 
 impl Sampled {
@@ -41,9 +45,10 @@ impl Sampled {
 }
 
 /// How to sample.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SamplingPlan {
     pub(crate) temperature: f64,
+    pub(crate) keys: SamplingKeys,
     pub(crate) max_new_tokens: u32,
     pub(crate) max_concurrent: u32,
     pub(crate) seed: u64,
@@ -52,14 +57,23 @@ pub(crate) struct SamplingPlan {
 }
 
 impl SamplingPlan {
-    fn params(&self, processor: &Processor) -> SamplingParams {
+    fn params(&self, processor: &Arc<Processor>) -> SamplingParams {
+        let keys = &self.keys;
         SamplingParams {
             temperature: self.temperature,
+            top_k: keys.top_k as usize,
+            top_p: keys.top_p,
+            min_p: keys.min_p,
+            repetition_penalty: keys.repetition_penalty,
+            presence_penalty: keys.presence_penalty,
+            frequency_penalty: keys.frequency_penalty,
+            min_new_tokens: keys.min_new_tokens as usize,
+            stop_check: stop_check(processor, &keys.stop),
             max_new_tokens: self.max_new_tokens as usize,
             stop_token_ids: processor.stop_token_ids().to_vec(),
             seed: self.seed,
             max_concurrent: self.max_concurrent as usize,
-            apart: Vec::new(),
+            ..SamplingParams::default()
         }
     }
 }
@@ -82,7 +96,7 @@ pub(crate) fn load_encoder(folder: &Path) -> Result<PromptEncoder, OperatorError
 /// the same whichever others are asked for beside it. `progress` is told about once for each token position.
 pub(crate) fn sample_prompts(
     policy: &mut dyn Policy,
-    processor: &Processor,
+    processor: &Arc<Processor>,
     asked: &[Asked<'_>],
     ranges: &[Range<u32>],
     plan: &SamplingPlan,
@@ -137,14 +151,16 @@ pub(crate) fn sample_prompts(
     }
     let with_text = |(index, completion): (usize, Completion)| {
         let (prompt, sample) = places[index];
-        let text = processor
+        let mut text = processor
             .decode(&completion.token_ids)
             .map_err(|message| asked[prompt].row.fault(&message))?;
+        let is_cut = cut(&mut text, &plan.keys.stop);
         Ok(Sampled {
             prompt,
             sample,
             completion,
             text,
+            is_cut,
         })
     };
     let sampled: Result<Vec<Sampled>, OperatorError> = completions

@@ -14,12 +14,14 @@ use engine_core::policy::{
 };
 use tch::Tensor;
 
-use crate::generate::{PREFILL_TOKENS, cpu_shard, decode, shards};
+use crate::decoder::PREFILL_TOKENS;
+use crate::generate::{cpu_shard, decode, shards};
 use crate::guard::unguarded;
 use crate::model::attention::KeyValue;
 use crate::model::prompt::Prefilled;
 use crate::model::{Model, indices};
 use crate::parallel;
+use crate::team::Team;
 
 /// Prompts that are run together at most, so that there is work for several threads.
 const PROMPTS_TOGETHER: usize = 32;
@@ -116,10 +118,11 @@ pub(crate) fn generate(
     for wave in waves(prompt_batches(requests), bytes) {
         let prepared = prepare(replicas(), &wave, params.max_new_tokens)?;
         let jobs = jobs(requests, &params.apart, &prepared);
-        let workers = replicas()
+        let workers: Vec<_> = replicas()
             .into_iter()
             .map(|model| (model, prepared.share()))
             .collect();
+        let team = (workers.len() / jobs.len()).max(1);
         parallel::run(
             workers,
             jobs.len(),
@@ -137,7 +140,8 @@ pub(crate) fn generate(
                     before = now;
                     reporter.report(fresh)
                 };
-                tch::no_grad(|| decode(model, Some(prepared), &requests, params, report))
+                let decode = || decode(model, Some(prepared), &requests, params, report);
+                Team::new(team).enter(|| tch::no_grad(decode))
             },
             |fresh: GenerationProgress| {
                 total.sequences += fresh.sequences;
@@ -213,6 +217,7 @@ fn prepare(
     room: usize,
 ) -> Result<Prepared, ModelError> {
     let mut batches = Vec::new();
+    let team = (models.len() / wave.len()).max(1);
     parallel::run(
         models,
         wave.len(),
@@ -222,7 +227,7 @@ fn prepare(
                 .iter()
                 .map(|prompt| model.check_prompt(prompt, room))
                 .collect::<Result<Vec<_>, _>>()?;
-            Ok(tch::no_grad(|| {
+            let run = || {
                 let prompts = model.prefill(prompts, &positions);
                 let last: Vec<i64> = (0..prompts.lengths.len())
                     .map(|prompt| prompts.last_row(prompt))
@@ -237,7 +242,8 @@ fn prepare(
                     ..prompts
                 };
                 PreparedBatch { prompts, logits }
-            }))
+            };
+            Ok(Team::new(team).enter(|| tch::no_grad(run)))
         },
         |(): ()| true,
         |_, batch| batches.push(batch),

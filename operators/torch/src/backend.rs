@@ -6,7 +6,6 @@ use engine_core::error::ModelError;
 use engine_core::policy::{LoadOptions, ModelBackend, ModelInfo, Policy};
 
 use crate::allocator::keep_freed_memory;
-use crate::config::FAMILY;
 use crate::device::{self, DeviceChoice};
 use crate::guard::guarded;
 use crate::init;
@@ -61,9 +60,9 @@ impl ModelBackend for TorchBackend {
         seed: u64,
         folder: &Path,
     ) -> Result<ModelInfo, ModelError> {
-        let parameters = guarded(|| init::initialise(config_folder, seed, folder))?;
+        let (family, parameters) = guarded(|| init::initialise(config_folder, seed, folder))?;
         Ok(ModelInfo {
-            family: FAMILY.to_owned(),
+            family: family.name().to_owned(),
             parameters,
             device: device::name(self.place.device),
         })

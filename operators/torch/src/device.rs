@@ -74,6 +74,18 @@ fn open_cuda_library() -> Result<(), String> {
     Err(last)
 }
 
+/// Opens the run-time compiler that comes with libtorch, so that it is found by its name. Where it is not beside libtorch, the
+/// system's is used, and its absence shows when something is compiled.
+pub(crate) fn open_compiler() {
+    let Some(torch) = beside_cpu_library() else {
+        return;
+    };
+    // `torch/lib/libtorch_cuda.so` -> `nvidia/cu13/lib`
+    let packages = torch.ancestors().nth(3).unwrap_or(&torch);
+    let found = open_globally(&packages.join("nvidia/cu13/lib/libnvrtc.so.13"));
+    tracing::trace!(?found, "opened the run-time compiler");
+}
+
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "opening a shared library runs its initialisers")]
 fn open_globally(path: &std::path::Path) -> Result<(), String> {

@@ -6,12 +6,13 @@ use std::path::Path;
 use engine_core::error::ModelError;
 use engine_core::seed;
 
-use crate::config::ModelConfig;
+use crate::config::{Family, ModelConfig};
 use crate::layout::{self, Init};
 use crate::philox;
 use crate::save::{RawWeight, SmallFiles};
 
-/// Writes a folder with random weights for the configuration in `config_folder`; returns the number of weights.
+/// Writes a folder with random weights for the configuration in `config_folder`; returns the family and the number
+/// of weights.
 ///
 /// Each weight draws from a stream of its own, named after it, so that a model with one layer more shares the
 /// others' values.
@@ -22,7 +23,7 @@ pub(crate) fn initialise(
     config_folder: &Path,
     seed: u64,
     folder: &Path,
-) -> Result<u64, ModelError> {
+) -> Result<(Family, u64), ModelError> {
     let config = ModelConfig::read(config_folder)?;
     let mut weights = Vec::new();
     let mut count = 0;
@@ -42,5 +43,5 @@ pub(crate) fn initialise(
         }
     }
     SmallFiles::read(config_folder)?.write(&weights, folder)?;
-    Ok(count)
+    Ok((config.family, count))
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use engine_core::error::ModelError;
 use tch::{Device, Kind, Tensor};
 
-use crate::layout::Parameter;
+use crate::layout::{Parameter, Part, canonical};
 use crate::weights::WeightFiles;
 
 /// Largest buffer in elements, except for a single weight that is larger.
@@ -76,8 +76,7 @@ impl Parameters {
             for member in &members {
                 let mut start = offset;
                 for part in &list[*member].parts {
-                    let mut target = flat.narrow(0, start, part.numel());
-                    target.copy_(&files.read(part)?.flatten(0, -1));
+                    files.copy(part, &mut flat.narrow(0, start, part.numel()))?;
                     start += part.numel();
                 }
                 offset += padded(list[*member].numel());
@@ -169,7 +168,7 @@ fn check_freeze(list: &[Parameter], freeze: &[String]) -> Result<(), ModelError>
     let mut names = list.iter().flat_map(|parameter| &parameter.parts);
     let idle = freeze
         .iter()
-        .find(|prefix| !names.clone().any(|part| part.name.starts_with(*prefix)));
+        .find(|prefix| !names.clone().any(|part| begins(part, prefix)));
     match (idle, names.next()) {
         (Some(prefix), Some(first)) => Err(ModelError::Input(format!(
             "`freeze` has `{prefix}`, with which no weight's name begins; names are like {}",
@@ -179,20 +178,17 @@ fn check_freeze(list: &[Parameter], freeze: &[String]) -> Result<(), ModelError>
     }
 }
 
+/// Whether a weight's name begins so, on disk or in memory: `visual.` is the tower of every family.
+fn begins(part: &Part, prefix: &str) -> bool {
+    part.name.starts_with(prefix) || canonical(&part.name).starts_with(prefix)
+}
+
 fn is_trained(parameter: &Parameter, freeze: Option<&[String]>) -> Result<bool, ModelError> {
     let Some(freeze) = freeze else {
         return Ok(false);
     };
-    let frozen = |name: &str| {
-        freeze
-            .iter()
-            .any(|prefix| name.starts_with(prefix.as_str()))
-    };
-    let count = parameter
-        .parts
-        .iter()
-        .filter(|part| frozen(&part.name))
-        .count();
+    let frozen = |part: &Part| freeze.iter().any(|prefix| begins(part, prefix));
+    let count = parameter.parts.iter().filter(|part| frozen(part)).count();
     if count != 0 && count != parameter.parts.len() {
         let names: Vec<&str> = parameter
             .parts

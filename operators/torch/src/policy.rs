@@ -5,17 +5,20 @@ use std::path::Path;
 
 use engine_core::error::ModelError;
 use engine_core::policy::{
-    Completion, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport, ModelInfo,
-    Policy, Precision, SamplingParams, StepReport, TokenizedPrompt, TrainSequence,
+    Completion, GenerationProgress, GenerationRequest, GenerationSession, LoadOptions, Loss,
+    LossReport, ModelInfo, Policy, Precision, SamplingParams, SessionLimits, StepReport,
+    TokenizedPrompt, TrainSequence,
 };
 use tch::{Device, Kind};
 
-use crate::config::{FAMILY, ModelConfig};
+use crate::config::ModelConfig;
+use crate::cuda::{self, Gpu};
 use crate::guard::guarded;
 use crate::model::Model;
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::Parameters;
 use crate::save::{RawWeight, SmallFiles};
+use crate::session::Session;
 use crate::{completion, device, generate, layout, parallel, state, train};
 
 /// Where a model runs.
@@ -35,6 +38,8 @@ pub(crate) struct TorchPolicy {
     pub(crate) training: Option<Training>,
     small_files: SmallFiles,
     info: ModelInfo,
+    /// The decoder of a GPU, once it was used.
+    gpu: Option<Gpu>,
 }
 
 /// What a model that is trained has beside its weights.
@@ -88,7 +93,7 @@ impl TorchPolicy {
             optimizer: AdamW::new(options, &weights),
         });
         let info = ModelInfo {
-            family: FAMILY.to_owned(),
+            family: config.family.name().to_owned(),
             parameters: weights.count(),
             device: device::name(place.device),
         };
@@ -100,6 +105,7 @@ impl TorchPolicy {
             training,
             small_files: SmallFiles::read(folder)?,
             info,
+            gpu: None,
         })
     }
 }
@@ -117,6 +123,22 @@ impl TorchPolicy {
             self.place.threads.max(1)
         };
         std::iter::repeat_with(model).take(threads).collect()
+    }
+}
+
+impl TorchPolicy {
+    /// Opens the decoder of the GPU; says whether there is one for this model.
+    fn open_gpu(&mut self) -> Result<bool, ModelError> {
+        if self.gpu.is_none() {
+            match cuda::supports(&self.model) {
+                Ok(()) => self.gpu = Some(Gpu::new(&self.model)?),
+                Err(reason) if self.place.device.is_cuda() => {
+                    tracing::debug!(reason, "the model is decoded by plain operations");
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(self.gpu.is_some())
     }
 }
 
@@ -158,7 +180,29 @@ impl Policy for TorchPolicy {
         params: &SamplingParams,
         progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>, ModelError> {
-        guarded(|| generate::generate(&|| self.replicas(), requests, params, progress))
+        guarded(|| {
+            if !self.open_gpu()? {
+                return generate::generate(&|| self.replicas(), requests, params, progress);
+            }
+            let gpu = self.gpu.as_mut().expect("it was just opened");
+            cuda::generate(gpu, &self.model, requests, params, progress)
+        })
+    }
+
+    fn session(
+        &mut self,
+        limits: SessionLimits,
+    ) -> Result<Box<dyn GenerationSession + '_>, ModelError> {
+        guarded(|| {
+            if !self.open_gpu()? {
+                return Ok(
+                    Box::new(Session::open(&self.model, self.place.threads, limits)?)
+                        as Box<dyn GenerationSession>,
+                );
+            }
+            let gpu = self.gpu.as_mut().expect("it was just opened");
+            gpu.session(&self.model, limits)
+        })
     }
 
     fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {

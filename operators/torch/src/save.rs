@@ -133,8 +133,8 @@ impl SmallFiles {
     }
 }
 
-/// The configuration with the format that the weights really have, under whichever of the two names it is stated: a
-/// reader that trusts a stale one would round them. `None` when nothing is to be changed.
+/// The configuration with the format that the weights really have, wherever and under whichever of its two names it is
+/// stated: a reader that trusts a stale one would round them. `None` when nothing is to be changed.
 fn state_dtype(config: &[u8], dtype: Dtype) -> Option<Vec<u8>> {
     let mut json: serde_json::Value = serde_json::from_slice(config).ok()?;
     let real = match dtype {
@@ -142,10 +142,13 @@ fn state_dtype(config: &[u8], dtype: Dtype) -> Option<Vec<u8>> {
         _ => "float32",
     };
     let mut changed = false;
-    for key in ["torch_dtype", "dtype"] {
-        if let Some(stated) = json.get_mut(key).filter(|stated| **stated != real) {
-            *stated = real.into();
-            changed = true;
+    for section in ["", "/text_config", "/vision_config"] {
+        for key in ["torch_dtype", "dtype"] {
+            let stated = json.pointer_mut(&format!("{section}/{key}"));
+            if let Some(stated) = stated.filter(|stated| !stated.is_null() && **stated != real) {
+                *stated = real.into();
+                changed = true;
+            }
         }
     }
     let mut text = changed.then(|| serde_json::to_vec_pretty(&json).ok())??;

@@ -23,10 +23,70 @@ impl FormatRule {
     pub fn holds(self, completion: &str) -> bool {
         match self {
             Self::ThinkAnswer => ThinkAnswer::parse(completion).is_some(),
-            Self::Boxed => completion.contains("\\boxed") && crate::answer(completion).is_some(),
+            Self::Boxed => {
+                crate::answer(completion).is_some()
+                    && memchr::memmem::find(completion.as_bytes(), b"\\boxed").is_some()
+            }
             Self::Any => true,
         }
     }
+}
+
+const TAGS: [&str; 4] = ["<think>", "</think>", "<answer>", "</answer>"];
+
+/// Where each of some tags stands; None unless each is there exactly once. One pass.
+fn places<const N: usize>(text: &str, tags: &[&str; N]) -> Option<[usize; N]> {
+    let bytes = text.as_bytes();
+    let mut places = [usize::MAX; N];
+    for at in memchr::memchr_iter(b'<', bytes) {
+        let rest = &bytes[at..];
+        for (place, tag) in places.iter_mut().zip(tags) {
+            if rest.starts_with(tag.as_bytes()) {
+                if *place != usize::MAX {
+                    return None;
+                }
+                *place = at;
+            }
+        }
+    }
+    (!places.contains(&usize::MAX)).then_some(places)
+}
+
+/// Whether blocks of these names stand one after another, each exactly once, with nothing but white space between
+/// them and something in each.
+pub(crate) fn has_blocks(text: &str, names: &[String]) -> bool {
+    let bytes = text.as_bytes();
+    let mut tags: Vec<(String, Option<usize>)> = Vec::with_capacity(2 * names.len());
+    for name in names {
+        tags.push((format!("<{name}>"), None));
+        tags.push((format!("</{name}>"), None));
+    }
+    for at in memchr::memchr_iter(b'<', bytes) {
+        for (tag, place) in &mut tags {
+            if bytes[at..].starts_with(tag.as_bytes()) && place.replace(at).is_some() {
+                return false;
+            }
+        }
+    }
+    let mut end = None;
+    for pair in tags.chunks(2) {
+        let (Some(open), Some(close)) = (pair[0].1, pair[1].1) else {
+            return false;
+        };
+        let inner = text.get(open + pair[0].0.len()..close);
+        if inner.is_none_or(|inner| inner.trim().is_empty()) {
+            return false;
+        }
+        if let Some(end) = end
+            && text
+                .get(end..open)
+                .is_none_or(|between: &str| !between.trim().is_empty())
+        {
+            return false;
+        }
+        end = Some(close + pair[1].0.len());
+    }
+    true
 }
 
 /// The two blocks of a well-formed completion.
@@ -42,17 +102,7 @@ impl<'a> ThinkAnswer<'a> {
     /// Reads the blocks; None when a tag is missing, doubled or out of order, or a block is empty.
     #[must_use]
     pub fn parse(completion: &'a str) -> Option<Self> {
-        let only = |tag: &str| {
-            completion
-                .find(tag)
-                .filter(|place| completion.rfind(tag) == Some(*place))
-        };
-        let [think, think_end, answer, answer_end] = [
-            only("<think>")?,
-            only("</think>")?,
-            only("<answer>")?,
-            only("</answer>")?,
-        ];
+        let [think, think_end, answer, answer_end] = places(completion, &TAGS)?;
         // A range that runs backwards, because tags are out of order, gives None.
         let blocks = Self {
             think: completion.get(think + "<think>".len()..think_end)?,

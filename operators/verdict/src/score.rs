@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::verify::{Outcome, Verdict};
+use crate::outcome::{Outcome, Verdict};
 
 /// Weights of the parts of a reward.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,11 +1,20 @@
 //! The verifiers as a pipeline names them, and what they say of one completion.
 
+use std::borrow::Cow;
+
+use num_rational::BigRational;
+use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::extract::{Extraction, extract};
-use crate::format::FormatRule;
-use crate::math;
+use crate::extract::{ExtractOptions, Extraction, MAX_ANSWER_BYTES, extract_with};
+use crate::format::{FormatRule, has_blocks};
+use crate::options::{
+    ChoiceOptions, CombineOptions, ExactOptions, FormatOptions, MathOptions, NumericOptions,
+    RegexOptions, Searched,
+};
+use crate::outcome::{Explanation, GoldError, Outcome, Verdict};
+use crate::{choice, combine, math, numeric, pattern};
 
 /// How completions are compared with gold answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -13,104 +22,43 @@ use crate::math;
 pub enum VerifyConfig {
     /// The same text, apart from white space.
     Exact(ExactOptions),
-    /// The same number (exact rational arithmetic, so `0.5`, `1/2` and `50%` are equal), or the same text apart from
-    /// case, spacing and LaTeX dress.
+    /// The same mathematics: numbers in any form (exact, so `0.5`, `1/2` and `50%` are equal), expressions, equations,
+    /// intervals, sets, tuples, matrices; or the same text apart from case, spacing and LaTeX dress.
     Math(MathOptions),
+    /// The same letters of a multiple choice, in any order.
+    Choice(ChoiceOptions),
+    /// A number within a tolerance.
+    Numeric(NumericOptions),
+    /// A text that a regular expression matches.
+    Regex(RegexOptions),
+    /// Tags in the right order, exactly once. Needs no gold answer.
+    Format(FormatOptions),
+    /// Correct where all of several verifiers say so.
+    All(CombineOptions),
+    /// Correct where at least one of several verifiers says so.
+    Any(CombineOptions),
 }
 
-/// Options of `exact`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct ExactOptions {
-    /// Form that a completion must have.
-    #[serde(default)]
-    pub format: FormatRule,
+/// A gold answer that has been read, for the verifier that read it.
+#[derive(Clone, Debug)]
+pub struct Prepared(Ready);
+
+#[derive(Clone, Debug)]
+enum Ready {
+    Exact(String),
+    Math(Box<math::Read>),
+    Choice(u32),
+    Numeric(Box<BigRational>),
+    Regex(Box<Regex>),
+    Format,
+    Several(Vec<Option<Prepared>>),
 }
 
-/// Options of `math`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct MathOptions {
-    /// Form that a completion must have.
-    #[serde(default)]
-    pub format: FormatRule,
-}
+/// Why several verifiers say what they say.
+const TOGETHER: &str = "several verifiers together";
 
-/// What a verifier says of a completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// The answer equals the gold answer.
-    Correct,
-    /// The answer differs from the gold answer.
-    Wrong,
-    /// The completion has no answer. Counts as not correct.
-    Unparsed,
-    /// The answer is beyond the cost limits. Not a judgement: masked.
-    TimedOut,
-    /// The verifier could not judge, for example because the gold answer cannot be parsed. Masked.
-    Failed,
-}
-
-impl Outcome {
-    /// All outcomes.
-    pub const ALL: [Self; 5] = [
-        Self::Correct,
-        Self::Wrong,
-        Self::Unparsed,
-        Self::TimedOut,
-        Self::Failed,
-    ];
-
-    /// The word in the `verdict` column.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Correct => "correct",
-            Self::Wrong => "wrong",
-            Self::Unparsed => "unparsed",
-            Self::TimedOut => "timed-out",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// Whether it counts in pass rates and rewards. `timed-out` and `failed` do not.
-    #[must_use]
-    pub fn is_usable(self) -> bool {
-        matches!(self, Self::Correct | Self::Wrong | Self::Unparsed)
-    }
-}
-
-/// The judgement of one completion.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// The judgement.
-    pub outcome: Outcome,
-    /// The answer found in the completion.
-    pub extracted: Option<String>,
-    /// Whether the completion has the required form.
-    pub format_ok: bool,
-}
-
-/// Why a gold answer cannot be compared with anything.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GoldError {
-    /// Nothing but white space and delimiters.
-    #[error("the answer is empty")]
-    Empty,
-    /// Longer than any answer is looked at.
-    #[error("the answer has {0} bytes, more than the {limit} that are looked at", limit = crate::extract::MAX_ANSWER_BYTES)]
-    TooLong(usize),
-    /// A number with too many digits or too large an exponent.
-    #[error("the answer is a number beyond the limit of {limit} digits", limit = crate::number::MAX_DIGITS)]
-    TooLarge,
-    /// Braces that do not match.
-    #[error("the braces of the answer do not match")]
-    Unbalanced,
-    /// A fraction over zero.
-    #[error("the answer divides by zero")]
-    ZeroDenominator,
-}
+/// An outcome and why.
+type Judged = (Outcome, &'static str);
 
 impl VerifyConfig {
     /// Name and version, for the `verifier` column.
@@ -118,7 +66,13 @@ impl VerifyConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Exact(_) => "exact 1",
-            Self::Math(_) => "math 1",
+            Self::Math(_) => "math 2",
+            Self::Choice(_) => "choice 1",
+            Self::Numeric(_) => "numeric 1",
+            Self::Regex(_) => "regex 1",
+            Self::Format(_) => "format 1",
+            Self::All(_) => "all 1",
+            Self::Any(_) => "any 1",
         }
     }
 
@@ -128,29 +82,33 @@ impl VerifyConfig {
         match self {
             Self::Exact(options) => options.format,
             Self::Math(options) => options.format,
+            Self::Choice(options) => options.format,
+            Self::Numeric(options) => options.format,
+            Self::Regex(options) => options.format,
+            Self::Format(_) => FormatRule::Any,
+            Self::All(options) | Self::Any(options) => options.format,
         }
     }
 
-    /// Judges one completion. A gold answer that [`VerifyConfig::check_gold`] refuses gives [`Outcome::Failed`].
+    /// Whether a prompt must have a gold answer.
     #[must_use]
-    pub fn verdict(&self, gold: &str, completion: &str) -> Verdict {
-        let format_ok = self.format().holds(completion);
-        if self.check_gold(gold).is_err() {
-            return Verdict {
-                outcome: Outcome::Failed,
-                extracted: None,
-                format_ok,
-            };
+    pub fn needs_gold(&self) -> bool {
+        match self {
+            Self::Format(_) => false,
+            Self::Regex(options) => options.pattern.contains("{gold}"),
+            Self::All(options) | Self::Any(options) => options.of.iter().any(Self::needs_gold),
+            _ => true,
         }
-        let (outcome, extracted) = match extract(completion) {
-            Extraction::None => (Outcome::Unparsed, None),
-            Extraction::TooLong => (Outcome::TimedOut, None),
-            Extraction::Answer(answer) => (self.compare(gold, answer), Some(answer.to_owned())),
-        };
-        Verdict {
-            outcome,
-            extracted,
-            format_ok,
+    }
+
+    fn extraction(&self) -> ExtractOptions {
+        match self {
+            Self::Exact(options) => options.extract,
+            Self::Math(options) => options.extract,
+            Self::Choice(options) => options.extract,
+            Self::Numeric(options) => options.extract,
+            Self::Regex(options) => options.extract,
+            Self::Format(_) | Self::All(_) | Self::Any(_) => ExtractOptions::default(),
         }
     }
 
@@ -159,26 +117,294 @@ impl VerifyConfig {
     /// # Errors
     /// When it is empty, too large or malformed.
     pub fn check_gold(&self, gold: &str) -> Result<(), GoldError> {
-        if gold.trim().is_empty() {
+        self.prepare(gold).map(|_| ())
+    }
+
+    /// Reads a gold answer, once for all completions that are compared with it.
+    ///
+    /// # Errors
+    /// When it is empty, too large or malformed.
+    pub fn prepare(&self, gold: &str) -> Result<Prepared, GoldError> {
+        let text = gold.trim();
+        if self.needs_gold() && text.is_empty() {
             return Err(GoldError::Empty);
         }
-        if gold.len() > crate::extract::MAX_ANSWER_BYTES {
+        if gold.len() > MAX_ANSWER_BYTES {
             return Err(GoldError::TooLong(gold.len()));
         }
-        match self {
-            Self::Exact(_) => Ok(()),
-            Self::Math(_) => math::check(gold),
+        let ready = match self {
+            Self::Exact(_) => Ready::Exact(gold.to_owned()),
+            Self::Math(_) => Ready::Math(Box::new(math::read_gold(text)?)),
+            Self::Choice(options) => {
+                let allowed = choice::allowed(options.letters.as_deref());
+                let letters = choice::letters(text, allowed)
+                    .ok_or_else(|| GoldError::NoChoice(choice::spelled(allowed)))?;
+                Ready::Choice(letters)
+            }
+            Self::Numeric(_) => Ready::Numeric(Box::new(numeric::gold(text)?)),
+            Self::Regex(options) => {
+                Ready::Regex(Box::new(pattern::compile(&options.pattern, text)?))
+            }
+            Self::Format(_) => Ready::Format,
+            Self::All(options) | Self::Any(options) => {
+                let parts: Vec<Result<Prepared, GoldError>> =
+                    options.of.iter().map(|part| part.prepare(gold)).collect();
+                let is_any = matches!(self, Self::Any(_));
+                let failures: Vec<&GoldError> = parts
+                    .iter()
+                    .filter_map(|part| part.as_ref().err())
+                    .collect();
+                // One that cannot judge spoils `all`; `any` needs one that can.
+                if let Some(first) = failures.first()
+                    && (!is_any || failures.len() == parts.len())
+                {
+                    return Err(GoldError::NoVerifier(first.to_string()));
+                }
+                if parts.is_empty() {
+                    return Err(GoldError::NoVerifier("there is none".to_owned()));
+                }
+                Ready::Several(parts.into_iter().map(Result::ok).collect())
+            }
+        };
+        Ok(Prepared(ready))
+    }
+
+    /// Judges one completion. A gold answer that [`VerifyConfig::check_gold`] refuses gives [`Outcome::Failed`].
+    #[must_use]
+    pub fn verdict(&self, gold: &str, completion: &str) -> Verdict {
+        match self.prepare(gold) {
+            Ok(prepared) => self.judge(&prepared, completion),
+            Err(_) => Verdict {
+                outcome: Outcome::Failed,
+                extracted: None,
+                format_ok: self.format().holds(completion),
+            },
         }
     }
 
-    fn compare(&self, gold: &str, answer: &str) -> Outcome {
-        match self {
-            Self::Exact(_) if gold.split_whitespace().eq(answer.split_whitespace()) => {
-                Outcome::Correct
-            }
-            Self::Exact(_) => Outcome::Wrong,
-            Self::Math(_) => math::compare(gold, answer),
+    /// Judges one completion by a gold answer that has been read.
+    #[must_use]
+    pub fn judge(&self, gold: &Prepared, completion: &str) -> Verdict {
+        let format_ok = self.format().holds(completion);
+        let ((outcome, _), extracted) = self.judged(gold, completion);
+        Verdict {
+            outcome,
+            extracted,
+            format_ok,
         }
+    }
+
+    /// Whether it is several verifiers together.
+    #[must_use]
+    pub fn is_combined(&self) -> bool {
+        matches!(self, Self::All(_) | Self::Any(_))
+    }
+
+    /// [`VerifyConfig::judge`], with the share of several verifiers that say what is said together, of those that can
+    /// judge.
+    #[must_use]
+    pub fn judge_together(&self, gold: &Prepared, completion: &str) -> (Verdict, Option<f64>) {
+        let (Self::All(options) | Self::Any(options), Ready::Several(parts)) = (self, &gold.0)
+        else {
+            return (self.judge(gold, completion), None);
+        };
+        let (outcomes, extracted) = each(options, parts, completion);
+        let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
+        let verdict = Verdict {
+            outcome,
+            extracted,
+            format_ok: self.format().holds(completion),
+        };
+        (verdict, combine::agreement(&outcomes, outcome))
+    }
+
+    fn judged(&self, gold: &Prepared, completion: &str) -> (Judged, Option<String>) {
+        match (self, &gold.0) {
+            (Self::Format(options), _) => (tagged(options, completion), None),
+            (Self::Regex(options), Ready::Regex(regex)) if options.of == Searched::Completion => {
+                (searched(regex, completion), None)
+            }
+            (Self::All(options) | Self::Any(options), Ready::Several(parts)) => {
+                let (outcomes, extracted) = each(options, parts, completion);
+                let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
+                ((outcome, TOGETHER), extracted)
+            }
+            _ => match extract_with(completion, self.extraction()) {
+                Extraction::None => ((Outcome::Unparsed, "the completion has no answer"), None),
+                Extraction::TooLong => (
+                    (
+                        Outcome::TimedOut,
+                        "the answer is longer than any that is looked at",
+                    ),
+                    None,
+                ),
+                Extraction::Answer(answer) => {
+                    (self.compared(gold, &answer), Some(answer.into_owned()))
+                }
+            },
+        }
+    }
+
+    /// Judges an answer that may stand alone: where nothing is marked as the answer, the whole text is. Gives the
+    /// outcome, the reason, and the answer.
+    #[must_use]
+    pub fn judge_answer<'a>(
+        &self,
+        gold: &Prepared,
+        answer: &'a str,
+    ) -> (Outcome, &'static str, Cow<'a, str>) {
+        let extracted = match extract_with(answer, self.extraction()) {
+            Extraction::Answer(extracted) => extracted,
+            Extraction::TooLong => Cow::Borrowed(answer),
+            Extraction::None => Cow::Borrowed(answer.trim()),
+        };
+        if let (Self::All(options) | Self::Any(options), Ready::Several(parts)) = (self, &gold.0) {
+            let outcomes = each_alone(options, parts, answer);
+            let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
+            return (outcome, TOGETHER, extracted);
+        }
+        let is_whole = matches!(self, Self::Regex(options) if options.of == Searched::Completion);
+        if is_whole || matches!(gold.0, Ready::Format) {
+            let ((outcome, reason), _) = self.judged(gold, answer);
+            return (outcome, reason, extracted);
+        }
+        if extracted.is_empty() {
+            return (Outcome::Unparsed, "there is no answer", extracted);
+        }
+        if extracted.len() > MAX_ANSWER_BYTES {
+            let reason = "the answer is longer than any that is looked at";
+            return (Outcome::TimedOut, reason, Cow::Borrowed(""));
+        }
+        let (outcome, reason) = self.compared(gold, &extracted);
+        (outcome, reason, extracted)
+    }
+
+    /// Compares an answer that stands alone.
+    fn compared(&self, gold: &Prepared, answer: &str) -> Judged {
+        match (self, &gold.0) {
+            (Self::Exact(_), Ready::Exact(gold)) => {
+                if gold.split_whitespace().eq(answer.split_whitespace()) {
+                    (Outcome::Correct, "the same text")
+                } else {
+                    (Outcome::Wrong, "another text")
+                }
+            }
+            (Self::Math(_), Ready::Math(gold)) => {
+                let decision = math::compare(gold, answer);
+                (decision.outcome, decision.reason)
+            }
+            (Self::Choice(options), Ready::Choice(gold)) => {
+                match choice::letters(answer, choice::allowed(options.letters.as_deref())) {
+                    None => (Outcome::Wrong, "the answer names no choice"),
+                    Some(letters) if letters == *gold => (Outcome::Correct, "the same choice"),
+                    Some(_) => (Outcome::Wrong, "another choice"),
+                }
+            }
+            (Self::Numeric(options), Ready::Numeric(gold)) => {
+                numeric::compare(gold, answer, options.absolute, options.relative)
+            }
+            (Self::Regex(_), Ready::Regex(regex)) => searched(regex, answer),
+            _ => (
+                Outcome::Failed,
+                "the gold answer was read for another verifier",
+            ),
+        }
+    }
+
+    /// Judges an answer as [`VerifyConfig::judge_answer`] does, and says why.
+    #[must_use]
+    pub fn explain_answer(&self, gold: &str, answer: &str) -> Explanation {
+        let mut told = Explanation {
+            verdict: Verdict {
+                outcome: Outcome::Failed,
+                extracted: None,
+                format_ok: self.format().holds(answer),
+            },
+            reason: String::new(),
+            gold: gold.trim().to_owned(),
+            answer: None,
+            parts: Vec::new(),
+            agreement: None,
+        };
+        let ready = match self.prepare(gold) {
+            Ok(ready) => ready,
+            Err(error) => {
+                told.reason = format!("gold answer: {error}");
+                return told;
+            }
+        };
+        let (outcome, reason, extracted) = self.judge_answer(&ready, answer);
+        let shown = |text: &str| match self {
+            Self::Math(_) | Self::Numeric(_) => math::shown(text),
+            _ => text.trim().to_owned(),
+        };
+        told.gold = shown(gold);
+        told.answer = (!extracted.is_empty()).then(|| shown(&extracted));
+        told.verdict.outcome = outcome;
+        told.verdict.extracted = Some(extracted.into_owned()).filter(|text| !text.is_empty());
+        reason.clone_into(&mut told.reason);
+        if let (Self::All(options) | Self::Any(options), Ready::Several(parts)) = (self, &ready.0) {
+            let outcomes = each_alone(options, parts, answer);
+            told.agreement = combine::agreement(&outcomes, outcome);
+            let names = options.of.iter().map(|part| part.name().to_owned());
+            told.parts = names.zip(outcomes).collect();
+        }
+        told
+    }
+}
+
+/// What each of several verifiers says, and the first answer that was found.
+fn each(
+    options: &CombineOptions,
+    parts: &[Option<Prepared>],
+    completion: &str,
+) -> (Vec<Outcome>, Option<String>) {
+    let mut outcomes = Vec::with_capacity(parts.len());
+    let mut found = None;
+    for (config, gold) in options.of.iter().zip(parts) {
+        match gold {
+            Some(gold) => {
+                let ((outcome, _), extracted) = config.judged(gold, completion);
+                outcomes.push(outcome);
+                found = found.or(extracted);
+            }
+            None => outcomes.push(Outcome::Failed),
+        }
+    }
+    (outcomes, found)
+}
+
+/// What each of several verifiers says of an answer that may stand alone.
+fn each_alone(options: &CombineOptions, parts: &[Option<Prepared>], answer: &str) -> Vec<Outcome> {
+    let of_part = |(config, gold): (&VerifyConfig, &Option<Prepared>)| match gold {
+        Some(gold) => config.judge_answer(gold, answer).0,
+        None => Outcome::Failed,
+    };
+    options.of.iter().zip(parts).map(of_part).collect()
+}
+
+fn tagged(options: &FormatOptions, completion: &str) -> Judged {
+    if has_blocks(completion, &options.tags) {
+        (Outcome::Correct, "the tags are in order")
+    } else {
+        (
+            Outcome::Wrong,
+            "a tag is missing, doubled, empty or out of order",
+        )
+    }
+}
+
+fn searched(regex: &Regex, text: &str) -> Judged {
+    if text.len() > pattern::MAX_SEARCHED {
+        return (
+            Outcome::TimedOut,
+            "the text is longer than any that is searched",
+        );
+    }
+    if regex.is_match(text) {
+        (Outcome::Correct, "the pattern matches")
+    } else {
+        (Outcome::Wrong, "the pattern does not match")
     }
 }
 

@@ -1,10 +1,10 @@
 """Makes the golden files of prompt processing: chat templates, token ids, resized images and patches.
 
-    python make.py        # tokenizers 0.22, Jinja2 3.1, Pillow, NumPy; writes beside this script
+    python make.py        # tokenizers 0.22, Jinja2 3.1, Pillow 13, NumPy; writes beside this script
 
 `model/` is a copy of the tokenizer and processor files of examples/models/tiny-vl-config, kept here so that a new
 tokenizer there does not change these cases. Templates are rendered by Jinja2 with the settings that transformers uses,
-images are resized by Pillow (rows before columns, as all versions before 13 do), and patches are cut by the reshape and transpose of the Qwen2-VL image processor.
+images are resized by Pillow 13, and patches are cut by the reshape and transpose of the Qwen2-VL image processor.
 """
 
 import json
@@ -143,8 +143,7 @@ def main():
         image = picture(index, width, height)
         image.save(HERE / f"image{index}.png", optimize=True)
         h, w = smart_resize(height, width, factor, config["min_pixels"], config["max_pixels"])
-        rows = image.convert("RGB").resize((w, height), Image.Resampling.BICUBIC)
-        resized = rows.resize((w, h), Image.Resampling.BICUBIC)
+        resized = image.convert("RGB").resize((w, h), Image.Resampling.BICUBIC)
         resized.save(HERE / f"resized{index}.png", optimize=True)
         rows, grid = patches(resized, config)
         images.append({"grid": grid, "tokens": math.prod(grid) // config["merge_size"] ** 2})

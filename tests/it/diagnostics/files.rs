@@ -175,7 +175,7 @@ fn model_unknown_architecture() {
         .copy_model("unknown-architecture")
         .join("config.json");
     change_json(&config, |json| {
-        json["model_type"] = json!("llama");
+        json["model_type"] = json!("mamba");
         json["architectures"] = json!(["LlamaForCausalLM"]);
     });
     assert_told(

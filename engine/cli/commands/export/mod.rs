@@ -42,6 +42,14 @@ pub(crate) fn export(arguments: &ExportArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// What a word names, as `export` takes it.
+///
+/// # Errors
+/// When it names nothing or several things, or the store fails.
+pub(super) fn artifact_of(store: &Store, what: &str) -> anyhow::Result<Artifact> {
+    Ok(find(store, what)?.artifact)
+}
+
 fn find(store: &Store, what: &str) -> anyhow::Result<Exported> {
     let runs = Runs::open(store)?;
     if let Some(found) = runs.stage_of(what)? {

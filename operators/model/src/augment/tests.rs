@@ -174,3 +174,39 @@ fn a_prompt_without_an_answer_fails_and_is_neither_answered_nor_unanswered() {
         assert_eq!(ids("unanswered"), ["wrong"]);
     }
 }
+
+#[test]
+fn an_answer_that_ends_at_a_stop_string_is_learnt_by_its_text() {
+    let mut io = io(&[("p1", "How much?", Some("7"), None)])
+        .with_model("model", model_folder())
+        .with_model("student", model_folder());
+    let processor = Processor::load(&model_folder()).unwrap();
+    let answer = processor.encode_completion(&format!("{RIGHT}\n7")).unwrap();
+    let stage: Augment = config(json!({
+        "expert": {"model": {
+            "attempts": 1, "keep": 1, "temperature": 1.0, "max-new-tokens": 60, "stop": ["\n"],
+        }},
+        "verify": {"math": {}}, "require-format": true,
+    }));
+    run(&stage, &FakeBackend::in_turn(vec![answer]), &mut io).unwrap();
+    assert_eq!(texts(&io, "examples", "text"), [RIGHT]);
+    assert!(
+        io.output("examples")
+            .column_by_name("token_ids")
+            .unwrap()
+            .is_null(0)
+    );
+}
+
+#[test]
+fn sampling_values_that_cannot_be_used_are_named_where_they_are() {
+    let stage: Augment = config(json!({
+        "expert": {"model": {
+            "attempts": 4, "keep": 1, "temperature": 1.0, "max-new-tokens": 8, "top-p": 3.0, "min-new-tokens": 9,
+        }},
+        "verify": {"math": {}}, "require-format": true,
+    }));
+    let faults = stage.output_types(&PortTypes::new()).unwrap_err();
+    let paths: Vec<String> = faults.iter().map(|fault| fault.path.join("/")).collect();
+    assert_eq!(paths, ["expert/model/top-p", "expert/model/min-new-tokens"]);
+}

@@ -1,12 +1,13 @@
 //! Chat templates of model folders: Jinja as Hugging Face renders it.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
-use serde::Serialize;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
-use crate::prompt_rows::{ContentPart, Message};
+use super::chat::Chat;
+use super::{methods, python};
 
 /// The date that `strftime_now` formats. A prompt must not depend on the day on which it is rendered, so this is
 /// the fixed date that published templates fall back to.
@@ -23,6 +24,20 @@ const TEMPLATE_DATE: [(char, &str); 8] = [
 
 const NAME: &str = "chat_template";
 
+/// What a template may always name.
+const GIVEN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+/// Names of special tokens that templates print whether the tokenizer has them or not.
+const TOKEN_NAMES: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+
+/// Refuses to print what is undefined, but not the missing half of an `if` without `else`, which nothing but its own check
+/// can tell apart.
+static STRICT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+    environment
+});
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -36,68 +51,225 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When it is not valid; the message has the line.
-    pub fn new(source: String, special_tokens: BTreeMap<String, String>) -> Result<Self, String> {
+    pub fn new(
+        source: String,
+        mut special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self, String> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        // Errors then know the expression that failed.
+        environment.set_debug(true);
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(|out, _, value| {
+            if value.is_undefined() {
+                return STRICT.empty_state().format(value.clone()).map(drop);
+            }
+            let mut text = String::new();
+            python::write_str(&mut text, value);
+            out.write_str(&text).map_err(Error::from)
+        });
+        add_functions(&mut environment);
+        // Jinja reads all kinds of line ends as one.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
-        environment.add_function("strftime_now", |format: String| fixed_date(&format));
-        environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_generation_tags(&source))
             .map_err(|error| error.to_string())?;
+        for name in TOKEN_NAMES {
+            special_tokens.entry(name.to_owned()).or_default();
+        }
         Ok(Self {
             environment,
             special_tokens,
         })
     }
 
-    /// The text of a conversation, with the opening of the assistant's turn.
+    /// The text of a conversation.
     ///
     /// # Errors
-    /// When the template refuses the conversation or names something unknown; a lower-case fragment.
-    pub fn render(&self, messages: &[Message]) -> Result<String, String> {
-        let messages: Vec<Value> = messages.iter().map(message_value).collect();
+    /// When the template refuses the conversation or names something unknown, or a variable is given that it does not read; a
+    /// lower-case fragment that says which.
+    pub fn render(&self, chat: &Chat) -> Result<String, String> {
         let template = self
             .environment
             .get_template(NAME)
             .map_err(|error| error.to_string())?;
-        let variables = context! {
-            messages => messages,
-            tools => Value::from(()),
-            documents => Value::from(()),
-            add_generation_prompt => true,
-            ..Value::from_serialize(&self.special_tokens)
-        };
+        check_variables(chat, template.source())?;
+        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
+        for (name, token) in &self.special_tokens {
+            variables.insert(name, token.into());
+        }
+        variables.insert("documents", Value::from(()));
+        for (name, value) in &chat.variables {
+            variables.insert(name, Value::from_serialize(value));
+        }
+        variables.insert("messages", Value::from_serialize(&chat.messages));
+        variables.insert("tools", Value::from_serialize(&chat.tools));
+        variables.insert("add_generation_prompt", chat.add_generation_prompt.into());
         template
-            .render(variables)
-            .map_err(|error| format!("the chat template failed: {error}"))
+            .render(Value::from_serialize(variables))
+            .map_err(|error| explain(&error, template.source()))
     }
 }
 
-/// A message as templates expect it: plain text where there is only text, else a list of typed parts.
-fn message_value(message: &Message) -> Value {
-    let has_image = message
-        .content
-        .iter()
-        .any(|part| matches!(part, ContentPart::Image(_)));
-    let content = if has_image {
-        let parts = message.content.iter().map(|part| match part {
-            ContentPart::Text(text) => context! { type => "text", text => text },
-            ContentPart::Image(_) => context! { type => "image" },
-        });
-        Value::from_iter(parts)
-    } else {
-        Value::from(message.text())
+fn check_variables(chat: &Chat, source: &str) -> Result<(), String> {
+    for name in chat.variables.keys() {
+        if GIVEN.contains(&name.as_str()) && name != "documents" {
+            return Err(format!(
+                "`{name}` is given to the chat template by itself, not as a variable"
+            ));
+        }
+        if !has_word(source, name) {
+            return Err(format!(
+                "the chat template reads no variable `{name}`; take it away or correct its name"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn add_functions(environment: &mut Environment<'static>) {
+    environment.add_function(
+        "raise_exception",
+        |message: Value| -> Result<Value, Error> {
+            let mut text = String::new();
+            python::write_str(&mut text, &message);
+            Err(Error::new(ErrorKind::InvalidOperation, "raise_exception")
+                .with_source(Refusal(text)))
+        },
+    );
+    environment.add_function("strftime_now", |format: String| fixed_date(&format));
+    environment.add_filter("tojson", |value: Value, options: Kwargs| {
+        python::to_json(&value, &options)
+    });
+    environment.add_filter("string", |value: Value| {
+        let mut text = String::new();
+        python::write_str(&mut text, &value);
+        text
+    });
+    environment.add_filter("trim", |value: Value, set: Option<String>| {
+        let mut text = String::new();
+        python::write_str(&mut text, &value);
+        let matches = |character: char| match &set {
+            Some(set) => set.contains(character),
+            None => methods::is_space(character),
+        };
+        text.trim_matches(matches).to_owned()
+    });
+    environment.add_filter("indent", methods::indent);
+    let length = |value: Value| match value.kind() {
+        ValueKind::Undefined => Ok(0),
+        kind => value.len().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidOperation,
+                format!("a value of the kind `{kind}` has no length"),
+            )
+        }),
     };
-    context! { role => message.role, content => content }
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    // In Python texts and dictionaries count as sequences, what is undefined can be iterated, and `none` cannot.
+    let is_sequence = |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Iterable
+        )
+    };
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", move |value: &Value| {
+        value.is_undefined() || is_sequence(value)
+    });
+}
+
+/// What `raise_exception` was called with.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Why rendering failed, with the expression of the template.
+fn explain(error: &Error, template: &str) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(this) = cause {
+        if let Some(Refusal(message)) = this.downcast_ref() {
+            return format!("the chat template refuses the conversation: {message}");
+        }
+        cause = this.source();
+    }
+    let line = error
+        .line()
+        .map_or_else(String::new, |line| format!(", line {line}"));
+    let expression = error
+        .range()
+        .and_then(|range| template.get(start_of_expression(template, range.start)?..range.end))
+        .map(|text| text.trim().trim_matches(['{', '}', '%', '-']).trim())
+        .filter(|text| !text.is_empty() && text.len() < 200)
+        .map_or_else(String::new, |text| format!(", `{text}`"));
+    if error.kind() == ErrorKind::UndefinedError {
+        return format!(
+            "the chat template{line}{expression}: a variable or field that is not there"
+        );
+    }
+    let reason = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    format!("the chat template{line}{expression}: {reason}")
+}
+
+/// The engine points at the last field or index of a chain; the reader wants the whole of it.
+fn start_of_expression(template: &str, at: usize) -> Option<usize> {
+    let is_part = |character: char| character.is_alphanumeric() || "_.[]'\"".contains(character);
+    let before = template.get(..at)?.trim_end_matches(is_part);
+    Some(before.len())
+}
+
+/// Whether a name stands in a template as a word.
+pub(super) fn has_word(source: &str, name: &str) -> bool {
+    let is_part = |character: char| character.is_alphanumeric() || character == '_';
+    source.match_indices(name).any(|(start, _)| {
+        let before = source[..start].chars().next_back();
+        let after = source[start + name.len()..].chars().next();
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
+/// `{% generation %}` marks what an assistant said, for training. It changes no text, so it becomes a block that always counts;
+/// lines stay where they are.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else {
+            break;
+        };
+        let end = start + length + 2;
+        let inside = &rest[start + 2..end - 2];
+        let name = inside.trim_matches(['-', '+']).trim();
+        let replacement = match name {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        out.push_str(&rest[..start]);
+        match replacement {
+            Some(replacement) => {
+                out.push_str("{%");
+                out.push_str(&inside.replace(name, replacement));
+                out.push_str("%}");
+            }
+            None => out.push_str(&rest[start..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
 }
 
 fn fixed_date(format: &str) -> String {
@@ -119,66 +291,6 @@ fn fixed_date(format: &str) -> String {
     text
 }
 
-/// `tojson` as Python's `json.dumps(value, ensure_ascii=False)` spells it, without HTML escapes.
-fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let fault =
-        |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut bytes = Vec::new();
-    match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(
-                    &mut bytes, formatter,
-                ))
-                .map_err(fault)?;
-        }
-        None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(
-                &mut bytes,
-                PythonSpacing,
-            ))
-            .map_err(fault)?,
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    Ok(Value::from_safe_string(text))
-}
-
-/// A space after every comma and colon.
-struct PythonSpacing;
-
-impl serde_json::ser::Formatter for PythonSpacing {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-    ) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
+#[cfg(test)]
+#[path = "chat_template_tests.rs"]
+mod tests;

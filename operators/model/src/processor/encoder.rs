@@ -16,7 +16,7 @@ const CACHED_PATCH_BYTES: usize = 1 << 30;
 /// Tokenises prompts and remembers their images.
 #[derive(Debug)]
 pub struct PromptEncoder {
-    processor: Processor,
+    processor: Arc<Processor>,
     images: HashMap<String, Arc<PatchedImage>>,
     cached_bytes: usize,
 }
@@ -24,9 +24,9 @@ pub struct PromptEncoder {
 impl PromptEncoder {
     /// An encoder without remembered images.
     #[must_use]
-    pub fn new(processor: Processor) -> Self {
+    pub fn new(processor: impl Into<Arc<Processor>>) -> Self {
         Self {
-            processor,
+            processor: processor.into(),
             images: HashMap::new(),
             cached_bytes: 0,
         }
@@ -34,7 +34,7 @@ impl PromptEncoder {
 
     /// The processor it uses.
     #[must_use]
-    pub fn processor(&self) -> &Processor {
+    pub fn processor(&self) -> &Arc<Processor> {
         &self.processor
     }
 

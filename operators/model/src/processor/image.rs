@@ -1,13 +1,14 @@
 //! From the bytes of an image to the patches that a vision tower of the Qwen2-VL kind takes.
 
-use std::io::Cursor;
 use std::path::Path;
 
 use engine_core::error::ModelError;
 use engine_core::policy::PatchedImage;
-use image::{DynamicImage, ImageDecoder, ImageReader};
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::decode_image::decode;
+use super::folder::file_fault;
 use super::resize::{CHANNELS, RgbPixels, resize_bicubic};
 
 /// Longer than this many times its width (or the reverse), a picture cannot be resized to the patch grid sensibly.
@@ -17,10 +18,18 @@ const MAX_ASPECT: f64 = 200.0;
 const DEFAULT_MEAN: [f32; CHANNELS] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEFAULT_STD: [f32; CHANNELS] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
+/// Pixels after resizing, at least and at most, where the file names none.
+const DEFAULT_PIXELS: [u64; 2] = [56 * 56, 28 * 28 * 1280];
+
+/// The number of the bicubic filter among Pillow's.
+const BICUBIC: u64 = 3;
+
 /// What of `preprocessor_config.json` is used. Keys without effect here (class names and the like) are not read.
 #[derive(Debug, Deserialize)]
 struct PreprocessorFile {
+    #[serde(default = "fourteen")]
     patch_size: usize,
+    #[serde(default = "two")]
     merge_size: usize,
     #[serde(default = "two")]
     temporal_patch_size: usize,
@@ -30,6 +39,7 @@ struct PreprocessorFile {
     image_mean: Option<[f32; CHANNELS]>,
     image_std: Option<[f32; CHANNELS]>,
     rescale_factor: Option<f64>,
+    resample: Option<u64>,
     #[serde(default = "yes")]
     do_resize: bool,
     #[serde(default = "yes")]
@@ -38,10 +48,17 @@ struct PreprocessorFile {
     do_normalize: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// The limits under the newer names or the older ones. Both count pixels, whatever they are called.
+#[derive(Debug, Default, Deserialize)]
 struct SizeLimits {
+    #[serde(alias = "min_pixels")]
     shortest_edge: Option<u64>,
+    #[serde(alias = "max_pixels")]
     longest_edge: Option<u64>,
+}
+
+fn fourteen() -> usize {
+    14
 }
 
 fn two() -> usize {
@@ -66,14 +83,11 @@ pub struct ImageProcessor {
 }
 
 impl ImageProcessor {
-    /// Reads `preprocessor_config.json`.
-    pub(crate) fn from_json(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
-        let fault = |message: String| ModelError::File {
-            path: path.to_owned(),
-            message,
-        };
+    /// Reads the content of `preprocessor_config.json`.
+    pub(crate) fn from_json(path: &Path, content: Value) -> Result<Self, ModelError> {
+        let fault = |message: String| file_fault(path, message);
         let file: PreprocessorFile =
-            serde_json::from_slice(bytes).map_err(|error| fault(error.to_string()))?;
+            serde_json::from_value(content).map_err(|error| fault(error.to_string()))?;
         if !file.do_resize {
             return Err(fault("`do_resize: false` is not supported: patches need sides that the patch size divides".into()));
         }
@@ -82,20 +96,20 @@ impl ImageProcessor {
                 "patch_size, merge_size and temporal_patch_size must be at least 1".into(),
             ));
         }
-        let size = file.size.unwrap_or(SizeLimits {
-            shortest_edge: None,
-            longest_edge: None,
-        });
-        let missing =
-            |key: &str, edge: &str| fault(format!("neither `{key}` nor `size.{edge}` is given"));
-        let min_pixels = file
-            .min_pixels
-            .or(size.shortest_edge)
-            .ok_or_else(|| missing("min_pixels", "shortest_edge"))?;
-        let max_pixels = file
-            .max_pixels
-            .or(size.longest_edge)
-            .ok_or_else(|| missing("max_pixels", "longest_edge"))?;
+        if let Some(other) = file.resample.filter(|filter| *filter != BICUBIC) {
+            return Err(fault(format!(
+                "`resample` is {other}; only {BICUBIC} (bicubic) is supported"
+            )));
+        }
+        let size = file.size.unwrap_or_default();
+        let [least, most] = DEFAULT_PIXELS;
+        let min_pixels = file.min_pixels.or(size.shortest_edge).unwrap_or(least);
+        let max_pixels = file.max_pixels.or(size.longest_edge).unwrap_or(most);
+        if min_pixels > max_pixels {
+            return Err(fault(format!(
+                "at least {min_pixels} pixels and at most {max_pixels}: no image fits"
+            )));
+        }
         let (mean, std) = if file.do_normalize {
             (
                 file.image_mean.unwrap_or(DEFAULT_MEAN),
@@ -165,7 +179,7 @@ impl ImageProcessor {
 
     /// Normalises and cuts. Patches follow merged cells row by row, inside a cell row by row; a patch is laid out as
     /// channel, time, row, column. A still image fills every frame of a temporal patch.
-    fn cut(&self, image: &RgbPixels) -> PatchedImage {
+    pub(crate) fn cut(&self, image: &RgbPixels) -> PatchedImage {
         let (rows, columns) = (image.height / self.patch, image.width / self.patch);
         let mut patches = Vec::with_capacity(image.values.len() * self.temporal);
         for cell_row in (0..rows).step_by(self.merge) {
@@ -203,25 +217,4 @@ impl ImageProcessor {
         let rescaled = (f64::from(value) * self.rescale) as f32;
         (rescaled - self.mean[channel]) / self.std[channel]
     }
-}
-
-fn decode(bytes: &[u8]) -> Result<RgbPixels, String> {
-    let unreadable = |error: image::ImageError| format!("not a readable image: {error}");
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| format!("not a readable image: {error}"))?;
-    let mut decoder = reader.into_decoder().map_err(unreadable)?;
-    let orientation = decoder.orientation().map_err(unreadable)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
-    image.apply_orientation(orientation);
-    let rgb = image.into_rgb8();
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    if width == 0 || height == 0 {
-        return Err("not a readable image: it has no pixels".into());
-    }
-    Ok(RgbPixels {
-        width,
-        height,
-        values: rgb.into_raw(),
-    })
 }

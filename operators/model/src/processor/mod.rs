@@ -1,14 +1,25 @@
 //! From messages to token ids and patches, and back to text: tokenizer, chat template and image processor of a model folder.
 
+mod chat;
 mod chat_template;
+mod decode_image;
 mod encoder;
+mod folder;
+#[cfg(test)]
+mod format_golden;
+mod generation;
 mod image;
+mod jpeg;
+mod methods;
+mod python;
 mod resize;
+mod stream;
+#[cfg(test)]
+mod template_golden;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use engine_core::Digest;
@@ -17,10 +28,14 @@ use engine_core::policy::{PatchedImage, TokenizedPrompt};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+pub use chat::Chat;
 pub use chat_template::ChatTemplate;
 pub use encoder::PromptEncoder;
+pub use generation::GenerationDefaults;
 pub use image::ImageProcessor;
+pub use stream::{StopFilter, StopStrings, TextStream};
 
+use self::folder::{file_fault, integer, read_file, read_json, read_optional_json};
 use crate::prompt_rows::Message;
 
 /// Tokenizer, chat template and image processor of one model folder.
@@ -28,9 +43,11 @@ use crate::prompt_rows::Message;
 pub struct Processor {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// For conversations with tools, where the folder has a template of its own for them.
+    tool_template: Option<ChatTemplate>,
     images: Option<ImageProcessor>,
     image_token: Option<u32>,
-    stop_token_ids: Vec<u32>,
+    defaults: GenerationDefaults,
     end_token: u32,
     tokenizer_digest: Digest,
     /// Rows of the model's embedding, where the configuration says how many.
@@ -55,24 +72,22 @@ impl Processor {
         let config = read_json(&folder.join("config.json"))?;
         let tokenizer_config =
             read_optional_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
-        let special_tokens = special_tokens(&tokenizer_config);
-        let stop_token_ids = stop_tokens(folder, &config)?;
+        let special_tokens = folder::special_tokens(folder, &tokenizer_config)?;
+        let defaults = GenerationDefaults::read(folder, &config)?;
         let end_token = special_tokens
             .get("eos_token")
             .and_then(|token| tokenizer.token_to_id(token))
-            .filter(|id| stop_token_ids.contains(id))
-            .unwrap_or(stop_token_ids[0]);
-        let preprocessor = folder.join("preprocessor_config.json");
-        let images = match read_optional(&preprocessor)? {
-            Some(bytes) => Some(ImageProcessor::from_json(&preprocessor, &bytes)?),
-            None => None,
-        };
+            .filter(|id| defaults.eos_token_ids.contains(id))
+            .unwrap_or(defaults.eos_token_ids[0]);
+        let (template, tool_template) =
+            folder::load_templates(folder, &tokenizer_config, &special_tokens)?;
         Ok(Self {
-            template: load_template(folder, &tokenizer_config, special_tokens)?,
+            template,
+            tool_template,
             image_token: integer(&config, "image_token_id")
                 .or_else(|| tokenizer.token_to_id("<|image_pad|>")),
-            images,
-            stop_token_ids,
+            images: folder::load_images(folder)?,
+            defaults,
             end_token,
             tokenizer_digest: Digest::of(&bytes),
             vocab_size: integer(&config, "vocab_size")
@@ -84,7 +99,13 @@ impl Processor {
     /// Tokens that end a completion.
     #[must_use]
     pub fn stop_token_ids(&self) -> &[u32] {
-        &self.stop_token_ids
+        &self.defaults.eos_token_ids
+    }
+
+    /// How the makers of the model sample from it: defaults that a caller may use.
+    #[must_use]
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.defaults
     }
 
     /// The token that ends an assistant's turn, which a completion given as text gets appended.
@@ -107,6 +128,16 @@ impl Processor {
             || self.tokenizer.id_to_token(token_id).is_some()
     }
 
+    /// Whether [`Self::decode`] leaves this token out.
+    fn is_silent(&self, token_id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(token_id);
+        token.is_none_or(|token| {
+            self.tokenizer
+                .get_added_vocabulary()
+                .is_special_token(&token)
+        })
+    }
+
     /// Text of a completion without special tokens. Added tokens that are not special (tags) are kept.
     ///
     /// # Errors
@@ -115,6 +146,16 @@ impl Processor {
         self.tokenizer
             .decode(token_ids, true)
             .map_err(|error| format!("cannot decode the completion: {error}"))
+    }
+
+    /// The text of one token by itself, special tokens included. It has replacement characters where the token is a part
+    /// of a character.
+    #[must_use]
+    pub fn token_text(&self, token_id: u32) -> String {
+        let text = self.tokenizer.decode(&[token_id], false);
+        text.ok()
+            .or_else(|| self.tokenizer.id_to_token(token_id))
+            .unwrap_or_default()
     }
 
     /// Token ids of a completion given as text, with the end token.
@@ -138,7 +179,43 @@ impl Processor {
         messages: &[Message],
         images: Vec<Arc<PatchedImage>>,
     ) -> Result<TokenizedPrompt, String> {
-        let token_ids = self.encode(&self.template.render(messages)?)?;
+        self.tokenize_chat(&Chat::from_messages(messages), images)
+    }
+
+    /// The text of a conversation, as the chat template makes it.
+    ///
+    /// # Errors
+    /// When the template fails; a lower-case fragment.
+    pub fn render(&self, chat: &Chat) -> Result<String, String> {
+        let template = match &self.tool_template {
+            Some(with_tools) if chat.tools.is_some() => with_tools,
+            _ => &self.template,
+        };
+        template.render(chat)
+    }
+
+    /// A conversation with tools and variables as the model sees it. `images` are those of the messages, in order.
+    ///
+    /// # Errors
+    /// When the template fails, or text of a message spells the image placeholder; a lower-case fragment.
+    pub fn tokenize_chat(
+        &self,
+        chat: &Chat,
+        images: Vec<Arc<PatchedImage>>,
+    ) -> Result<TokenizedPrompt, String> {
+        self.tokenize_text(&self.render(chat)?, images)
+    }
+
+    /// A text as the model sees it, without a template. It has a placeholder for each image.
+    ///
+    /// # Errors
+    /// When the tokenizer fails or placeholders and images differ in number; a lower-case fragment.
+    pub fn tokenize_text(
+        &self,
+        text: &str,
+        images: Vec<Arc<PatchedImage>>,
+    ) -> Result<TokenizedPrompt, String> {
+        let token_ids = self.encode(text)?;
         if images.is_empty() {
             return Ok(TokenizedPrompt { token_ids, images });
         }
@@ -148,7 +225,7 @@ impl Processor {
         let found = token_ids.iter().filter(|id| **id == image_token).count();
         if found != images.len() {
             return Err(format!(
-                "its rendered text has {found} image placeholders for {} images; remove placeholder tokens from its text",
+                "its text has {found} image placeholders for {} images; remove placeholder tokens from its text",
                 images.len()
             ));
         }
@@ -172,6 +249,17 @@ impl Processor {
         })
     }
 
+    /// A text that stands for itself, with the special tokens that the tokenizer puts around one.
+    ///
+    /// # Errors
+    /// When the tokenizer fails; a lower-case fragment.
+    pub fn tokenize_plain(&self, text: &str) -> Result<TokenizedPrompt, String> {
+        Ok(TokenizedPrompt {
+            token_ids: self.encode_with(text, true)?,
+            images: Vec::new(),
+        })
+    }
+
     /// Preprocesses an image file.
     ///
     /// # Errors
@@ -181,139 +269,16 @@ impl Processor {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
         let encoding = self
             .tokenizer
-            .encode_fast(text, false)
+            .encode_fast(text, add_special_tokens)
             .map_err(|error| format!("cannot tokenise: {error}"))?;
         Ok(encoding.get_ids().to_vec())
     }
 }
 
-const NO_IMAGES: &str = "the model takes no images: its folder has no preprocessor_config.json";
-
-/// Names that `tokenizer_config.json` gives to special tokens; a token is text or an object with `content`.
-fn special_tokens(tokenizer_config: &Value) -> BTreeMap<String, String> {
-    let entries = tokenizer_config.as_object().into_iter().flatten();
-    entries
-        .filter(|(key, _)| key.ends_with("_token"))
-        .filter_map(|(key, token)| {
-            let text = token
-                .as_str()
-                .or_else(|| token.get("content").and_then(Value::as_str))?;
-            Some((key.clone(), text.to_owned()))
-        })
-        .collect()
-}
-
-fn load_template(
-    folder: &Path,
-    tokenizer_config: &Value,
-    special_tokens: BTreeMap<String, String>,
-) -> Result<ChatTemplate, ModelError> {
-    let jinja = folder.join("chat_template.jinja");
-    let json = folder.join("chat_template.json");
-    let (path, source) = if let Some(bytes) = read_optional(&jinja)? {
-        let source = String::from_utf8(bytes).map_err(|error| file_fault(&jinja, error))?;
-        (jinja, Some(source))
-    } else if let Some(file) = read_optional_json(&json)? {
-        (json, template_source(&file))
-    } else {
-        (
-            folder.join("tokenizer_config.json"),
-            template_source(tokenizer_config),
-        )
-    };
-    let source = source.ok_or_else(|| {
-        file_fault(
-            &path,
-            "no chat template; add `chat_template` or a file chat_template.jinja beside it",
-        )
-    })?;
-    ChatTemplate::new(source, special_tokens)
-        .map_err(|message| file_fault(&path, format!("chat template: {message}")))
-}
-
-/// `chat_template` is the source, or a list of named sources of which `default` is the one for conversations.
-fn template_source(file: &Value) -> Option<String> {
-    match file.get("chat_template")? {
-        Value::String(source) => Some(source.clone()),
-        Value::Array(named) => {
-            let default = named
-                .iter()
-                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))?;
-            default
-                .get("template")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        }
-        _ => None,
-    }
-}
-
-/// End tokens of `generation_config.json`, else of `config.json`, in their order and without repetition.
-fn stop_tokens(folder: &Path, config: &Value) -> Result<Vec<u32>, ModelError> {
-    let generation =
-        read_optional_json(&folder.join("generation_config.json"))?.unwrap_or(Value::Null);
-    let places = [
-        generation.get("eos_token_id"),
-        config.get("eos_token_id"),
-        config.pointer("/text_config/eos_token_id"),
-    ];
-    for value in places.into_iter().flatten() {
-        let listed = value
-            .as_array()
-            .map_or_else(|| vec![value], |list| list.iter().collect());
-        let mut seen = BTreeSet::new();
-        let ids: Vec<u32> = listed
-            .into_iter()
-            .filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
-            .filter(|id| seen.insert(*id))
-            .collect();
-        if !ids.is_empty() {
-            return Ok(ids);
-        }
-    }
-    Err(file_fault(
-        &folder.join("config.json"),
-        "no `eos_token_id` here or in generation_config.json; completions could not end",
-    ))
-}
-
-fn integer(config: &Value, key: &str) -> Option<u32> {
-    config
-        .get(key)
-        .and_then(Value::as_u64)
-        .and_then(|id| u32::try_from(id).ok())
-}
-
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(file_fault(path, error)),
-    }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
-    read_optional(path)?.ok_or_else(|| file_fault(path, "it is missing"))
-}
-
-fn read_optional_json(path: &Path) -> Result<Option<Value>, ModelError> {
-    let Some(bytes) = read_optional(path)? else {
-        return Ok(None);
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| file_fault(path, error))
-}
-
-fn read_json(path: &Path) -> Result<Value, ModelError> {
-    read_optional_json(path)?.ok_or_else(|| file_fault(path, "it is missing"))
-}
-
-fn file_fault(path: &Path, message: impl ToString) -> ModelError {
-    ModelError::File {
-        path: PathBuf::from(path),
-        message: message.to_string(),
-    }
-}
+const NO_IMAGES: &str = "the model takes no images: its folder has no preprocessor_config.json and no `image_processor` in processor_config.json";

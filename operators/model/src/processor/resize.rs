@@ -1,7 +1,7 @@
 //! Antialiased bicubic resizing in fixed-point arithmetic, bit for bit as Pillow's `Image.resize` does it for 8-bit images.
 //!
-//! Rows are resized before columns. Pillow before version 13 always does so; later versions choose the order by size,
-//! which differs in the rounding and clipping between the two passes.
+//! Which of the two passes comes first matters for the rounding and clipping between them. The choice is that of Pillow 13;
+//! earlier versions always resize rows before columns.
 
 /// Channels of an image: red, green, blue.
 pub(crate) const CHANNELS: usize = 3;
@@ -34,15 +34,27 @@ struct Taps {
 
 /// Resizes to `width` by `height`; an image that has this size already is returned as it is.
 pub(crate) fn resize_bicubic(image: RgbPixels, width: usize, height: usize) -> RgbPixels {
-    let across = if image.width == width {
-        image
-    } else {
-        resize_rows(&image, width)
+    let rows = |image: RgbPixels| {
+        if image.width == width {
+            image
+        } else {
+            resize_rows(&image, width)
+        }
     };
-    if across.height == height {
-        across
+    let columns = |image: RgbPixels| {
+        if image.height == height {
+            image
+        } else {
+            resize_columns(&image, height)
+        }
+    };
+    // What goes first is what takes the most away, a row counting half.
+    let lost_rows = image.height.saturating_sub(height);
+    let lost_columns = image.width.saturating_sub(width);
+    if lost_rows > 2 * lost_columns {
+        rows(columns(image))
     } else {
-        resize_columns(&across, height)
+        columns(rows(image))
     }
 }
 
@@ -51,9 +63,14 @@ fn resize_rows(image: &RgbPixels, width: usize) -> RgbPixels {
     let mut values = Vec::with_capacity(image.height * width * CHANNELS);
     for row in image.values.chunks_exact(image.width * CHANNELS) {
         for tap in &taps {
-            for channel in 0..CHANNELS {
-                values.push(tap.apply(|index| row[index * CHANNELS + channel]));
+            let mut sums = [HALF; CHANNELS];
+            let pixels = row[tap.start * CHANNELS..].chunks_exact(CHANNELS);
+            for (pixel, weight) in pixels.zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*value) * weight;
+                }
             }
+            values.extend(sums.map(round));
         }
     }
     RgbPixels {
@@ -66,10 +83,16 @@ fn resize_rows(image: &RgbPixels, width: usize) -> RgbPixels {
 fn resize_columns(image: &RgbPixels, height: usize) -> RgbPixels {
     let stride = image.width * CHANNELS;
     let mut values = Vec::with_capacity(height * stride);
+    let mut sums = vec![HALF; stride];
     for tap in filter_taps(image.height, height) {
-        for column in 0..stride {
-            values.push(tap.apply(|index| image.values[index * stride + column]));
+        sums.fill(HALF);
+        let rows = image.values[tap.start * stride..].chunks_exact(stride);
+        for (row, weight) in rows.zip(&tap.weights) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*value) * weight;
+            }
         }
+        values.extend(sums.iter().copied().map(round));
     }
     RgbPixels {
         width: image.width,
@@ -78,15 +101,12 @@ fn resize_columns(image: &RgbPixels, height: usize) -> RgbPixels {
     }
 }
 
-impl Taps {
-    /// Weighted sum of the input pixels, rounded and cut to 8 bits.
-    fn apply(&self, pixel: impl Fn(usize) -> u8) -> u8 {
-        let mut sum: i32 = 1 << (FRACTION_BITS - 1);
-        for (offset, weight) in self.weights.iter().enumerate() {
-            sum += i32::from(pixel(self.start + offset)) * weight;
-        }
-        u8::try_from((sum >> FRACTION_BITS).clamp(0, 255)).expect("the value was clamped to 8 bits")
-    }
+/// One half, in fixed point.
+const HALF: i32 = 1 << (FRACTION_BITS - 1);
+
+/// A sum that began at one half, rounded and cut to 8 bits.
+fn round(sum: i32) -> u8 {
+    u8::try_from((sum >> FRACTION_BITS).clamp(0, 255)).expect("the value was clamped to 8 bits")
 }
 
 /// Taps of every output pixel. When shrinking, the filter widens with the scale, which is the antialiasing.

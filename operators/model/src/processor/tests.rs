@@ -1,15 +1,15 @@
 //! Golden comparison with Jinja2, Hugging Face tokenizers and Pillow (`tests/golden/processor/make.py`).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine_core::policy::PatchedImage;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::resize::{RgbPixels, resize_bicubic};
-use super::{ChatTemplate, ImageProcessor, Processor};
+use super::{Chat, ChatTemplate, ImageProcessor, Processor};
 use crate::prompt_rows::{ContentPart, Message};
 
 #[derive(Deserialize)]
@@ -77,6 +77,11 @@ fn message(value: &Value) -> Message {
     }
 }
 
+fn images(preprocessor: Value) -> Result<ImageProcessor, String> {
+    ImageProcessor::from_json("preprocessor_config.json".as_ref(), preprocessor)
+        .map_err(|error| error.to_string())
+}
+
 fn user(text: &str) -> Message {
     Message {
         role: "user".into(),
@@ -91,7 +96,7 @@ fn templates_render_as_in_jinja2() {
         let template = ChatTemplate::new(case.template.clone(), golden.tokens.clone()).unwrap();
         let messages: Vec<Message> = case.messages.iter().map(message).collect();
         assert_eq!(
-            template.render(&messages).unwrap(),
+            template.render(&Chat::from_messages(&messages)).unwrap(),
             case.rendered,
             "{}",
             case.name
@@ -214,8 +219,9 @@ fn patches_equal_numpy() {
 
 #[test]
 fn sizes_follow_the_limits() {
-    let json = br#"{"patch_size": 14, "merge_size": 2, "min_pixels": 3136, "max_pixels": 1003520}"#;
-    let processor = ImageProcessor::from_json("preprocessor_config.json".as_ref(), json).unwrap();
+    let json =
+        json!({"patch_size": 14, "merge_size": 2, "min_pixels": 3136, "max_pixels": 1_003_520});
+    let processor = images(json).unwrap();
     let size = |height, width| processor.target_size(height, width).unwrap();
     assert_eq!(size(64, 64), (56, 56));
     // Halves round to the even multiple.
@@ -228,28 +234,6 @@ fn sizes_follow_the_limits() {
             .unwrap_err()
             .contains("200 times")
     );
-}
-
-#[test]
-fn a_template_may_refuse_a_conversation() {
-    let template = ChatTemplate::new(
-        "{{ raise_exception('no user turn') }}".into(),
-        BTreeMap::new(),
-    )
-    .unwrap();
-    assert!(
-        template
-            .render(&[user("x")])
-            .unwrap_err()
-            .contains("no user turn")
-    );
-}
-
-#[test]
-fn dates_do_not_depend_on_the_day() {
-    let template =
-        ChatTemplate::new("{{ strftime_now('%d %b %Y') }}".into(), BTreeMap::new()).unwrap();
-    assert_eq!(template.render(&[]).unwrap(), "26 Jul 2024");
 }
 
 #[test]
@@ -273,7 +257,7 @@ fn text_that_spells_the_placeholder_is_an_error_not_a_wrong_image() {
 fn unreadable_images_and_folders_are_named() {
     assert!(
         processor()
-            .patches(b"GIF89a but not really")
+            .patches(b"\x89PNG\r\n\x1a\n but not really")
             .unwrap_err()
             .contains("not a readable image")
     );
@@ -282,4 +266,75 @@ fn unreadable_images_and_folders_are_named() {
         error.contains("tokenizer.json") && error.contains("missing"),
         "{error}"
     );
+}
+
+/// A copy of the model folder whose files can be changed.
+fn copied() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder().join("model")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn folders_that_newer_versions_of_transformers_write_are_read() {
+    let copy = copied();
+    let at = |name: &str| copy.path().join(name);
+    let images = json_file(&at("preprocessor_config.json"));
+    std::fs::remove_file(at("preprocessor_config.json")).unwrap();
+    let all = json!({"image_processor": images, "processor_class": "Qwen2_5_VLProcessor"});
+    std::fs::write(at("processor_config.json"), all.to_string()).unwrap();
+    let mut tokenizer = json_file(&at("tokenizer_config.json"));
+    let template = tokenizer.as_object_mut().unwrap().remove("chat_template");
+    tokenizer["extra_special_tokens"] = json!({"image_token": "<|image_pad|>"});
+    std::fs::write(at("tokenizer_config.json"), tokenizer.to_string()).unwrap();
+    let template = template.unwrap().as_str().unwrap().to_owned() + "{{ image_token }}";
+    std::fs::write(at("chat_template.jinja"), template).unwrap();
+
+    let newer = Processor::load(copy.path()).unwrap();
+    assert_eq!(newer.images, processor().images);
+    let text = newer.render(&Chat::from_messages(&[user("Hi")])).unwrap();
+    assert!(text.ends_with("assistant\n<|image_pad|>"), "{text}");
+}
+
+#[test]
+fn conversations_with_tools_take_the_template_for_tools() {
+    let copy = copied();
+    let path = copy.path().join("tokenizer_config.json");
+    let mut config = json_file(&path);
+    config["chat_template"] = json!([
+        {"name": "default", "template": "plain {{ eos_token }}"},
+        {"name": "tool_use", "template": "{{ tools | length }} tools"},
+    ]);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let processor = Processor::load(copy.path()).unwrap();
+    let chat = Chat::new(Vec::new());
+    assert_eq!(processor.render(&chat).unwrap(), "plain <|im_end|>");
+    let chat = chat.with_tools(vec![json!({})]);
+    assert_eq!(processor.render(&chat).unwrap(), "1 tools");
+}
+
+#[test]
+fn a_broken_file_of_a_folder_is_named() {
+    for (name, content, word) in [
+        ("tokenizer.json", "{}", "tokenizer.json"),
+        (
+            "preprocessor_config.json",
+            "{\"patch_size\": -1}",
+            "preprocessor_config.json",
+        ),
+        ("generation_config.json", "[", "generation_config.json"),
+        ("chat_template.jinja", "{% for %}", "chat_template.jinja"),
+    ] {
+        let copy = copied();
+        std::fs::write(copy.path().join(name), content).unwrap();
+        let error = Processor::load(copy.path()).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::faults::ValueFaults;
 use crate::optimizer::{self, AdamW};
 use crate::sampling;
+use crate::sampling_keys::{self, SamplingKeys};
 use crate::schedule::Schedule;
 
 /// Trains a model with rewards from verified answers.
@@ -27,6 +28,24 @@ pub struct RlTrain {
     pub temperature: f64,
     /// Most tokens of an answer, the end token included.
     pub max_new_tokens: u32,
+    /// Samples only from this many of the most likely tokens. Default 0: all.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_none")]
+    pub top_k: u32,
+    /// Samples only from the fewest most likely tokens that have this much of the probability. Default 1: all.
+    #[serde(
+        default = "sampling_keys::one",
+        skip_serializing_if = "sampling_keys::is_one"
+    )]
+    pub top_p: f64,
+    /// Samples only from tokens that have at least this share of the largest probability. Default 0: all.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_zero")]
+    pub min_p: f64,
+    /// An answer cannot end by itself before it has this many tokens. Default 0.
+    #[serde(default, skip_serializing_if = "sampling_keys::is_none")]
+    pub min_new_tokens: u32,
+    /// Texts that end an answer; its text is cut before them, its tokens are kept. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
     /// How answers are compared with gold answers.
     pub verify: VerifyConfig,
     /// Weights of the parts of the reward.
@@ -108,6 +127,18 @@ impl RlTrain {
         }
     }
 
+    /// How answers are narrowed. The ratios of the loss are those of the whole distribution.
+    pub(super) fn keys(&self) -> SamplingKeys {
+        SamplingKeys {
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            min_new_tokens: self.min_new_tokens,
+            stop: self.stop.clone(),
+            ..SamplingKeys::default()
+        }
+    }
+
     /// Every value that is out of range.
     pub(super) fn faults(&self) -> Vec<engine_core::Fault> {
         let Algorithm::Grpo(grpo) = &self.algorithm;
@@ -126,6 +157,8 @@ impl RlTrain {
         faults.at_least("samples", u64::from(self.samples), 2);
         faults.positive("temperature", self.temperature);
         faults.at_least("max-new-tokens", u64::from(self.max_new_tokens), 1);
+        self.keys()
+            .check(self.temperature, self.max_new_tokens, &mut faults);
         if let Err(error) = self.score.check() {
             faults.fault("score", error.to_string());
         }

@@ -34,7 +34,7 @@ const NAMED_PROMPTS: usize = 8;
 
 impl OperatorKind for RlTrain {
     const KIND: &'static str = "rl-train";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Train;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;
@@ -225,6 +225,7 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let plan = SamplingPlan {
             temperature: config.temperature,
+            keys: config.keys(),
             max_new_tokens: config.max_new_tokens,
             max_concurrent: config.max_concurrent,
             seed: step.seed,
@@ -309,8 +310,8 @@ impl<'a> Trainer<'a> {
             config.updates_per_rollout as usize,
             step.seed,
         );
-        if config.temperature != 1.0 {
-            // The sampler's probabilities are those of scaled logits; ratios need the ones that are trained.
+        if config.temperature != 1.0 || config.min_new_tokens > 0 {
+            // The sampler's probabilities are those of changed logits; ratios need the ones that are trained.
             for batch in &mut batches {
                 self.recompute_logprobs(batch)?;
             }

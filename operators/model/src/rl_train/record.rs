@@ -13,7 +13,7 @@ use schemas::tables::TEXT;
 
 use super::step::{GroupCounts, Judged};
 use crate::prompt_rows::PromptRow;
-use crate::rollout_rows::{RolloutRow, RolloutRows};
+use crate::rollout_rows::{Extras, RolloutRow, RolloutRows};
 
 /// The `rollouts` table with what training adds. A rollout is named by step, prompt and sample.
 pub(super) fn rollouts_schema() -> SchemaRef {
@@ -56,7 +56,7 @@ pub(super) fn rollout_batch(
     prompts: &[Arc<TokenizedPrompt>],
     judged: &[Judged],
 ) -> Result<RecordBatch, OperatorError> {
-    let mut table = RolloutRows::new();
+    let mut table = RolloutRows::new(Extras::default());
     for rollout in judged {
         let prompt = rollout.sampled.prompt;
         table.push(RolloutRow {

@@ -149,8 +149,10 @@ fn a_timed_out_rollout_is_masked_and_does_not_enter_the_group() {
                 token_ids: vec![2],
                 logprobs: vec![0.0],
                 finish_reason: engine_core::policy::FinishReason::Stop,
+                ..engine_core::policy::Completion::default()
             },
             text: String::new(),
+            is_cut: false,
         },
         verdict: Verdict {
             outcome,
@@ -481,6 +483,7 @@ fn prompts_without_an_answer_or_too_few_are_refused() {
 fn every_bad_value_is_reported_at_once_where_it_is() {
     let changes = json!({
         "algorithm": {"grpo": {"clip-low": 1.5, "clip-high": 0.28}}, "samples": 1, "learning-rate": 0.0, "temperature": 0.0,
+        "min-p": 1.5,
     });
     let faults = rl_train(&changes)
         .output_types(&PortTypes::new())
@@ -492,6 +495,8 @@ fn every_bad_value_is_reported_at_once_where_it_is() {
             "algorithm/grpo/clip-low",
             "samples",
             "temperature",
+            "min-p",
+            "min-p",
             "learning-rate"
         ]
     );

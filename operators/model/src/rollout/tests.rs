@@ -241,3 +241,92 @@ fn greedy_decoding_of_several_samples_is_refused() {
             .is_ok()
     );
 }
+
+#[test]
+fn keys_that_change_nothing_are_not_in_the_stage_key() {
+    let canonical = |changes: Value| serde_json::to_value(stage(&changes)).unwrap();
+    let usual = canonical(json!({}));
+    let mut keys: Vec<&String> = usual.as_object().unwrap().keys().collect();
+    keys.sort();
+    assert_eq!(
+        keys,
+        [
+            "max-concurrent",
+            "max-new-tokens",
+            "precision",
+            "samples",
+            "temperature"
+        ]
+    );
+    let neutral = json!({
+        "top-k": 0, "top-p": 1.0, "min-p": 0.0, "repetition-penalty": 1.0, "presence-penalty": 0.0,
+        "frequency-penalty": 0.0, "min-new-tokens": 0, "stop": [], "record-entropy": false,
+    });
+    assert_eq!(canonical(neutral), usual);
+    let narrowed = json!({"top-p": 0.9, "stop": ["\n"]});
+    assert_eq!(canonical(narrowed.clone())["stop"], narrowed["stop"]);
+}
+
+#[test]
+fn values_that_cannot_be_used_are_all_named() {
+    let faults = |changes: Value| {
+        let found = stage(&changes).output_types(&PortTypes::new());
+        let faults = found.err().unwrap_or_default().into_iter();
+        faults.map(|fault| fault.path.join(".")).collect::<Vec<_>>()
+    };
+    let wrong = json!({
+        "top-p": 1.1, "min-p": -0.1, "repetition-penalty": 0.0, "presence-penalty": 2.5,
+        "frequency-penalty": -3.0, "min-new-tokens": 9, "stop": ["a", ""],
+    });
+    assert_eq!(
+        faults(wrong),
+        [
+            "top-p",
+            "min-p",
+            "repetition-penalty",
+            "presence-penalty",
+            "frequency-penalty",
+            "min-new-tokens",
+            "stop"
+        ]
+    );
+    let greedy = json!({"samples": 1, "temperature": 0.0, "top-k": 5});
+    assert_eq!(faults(greedy), ["top-k"]);
+    assert!(faults(json!({"top-k": 5, "top-p": 0.9, "stop": ["x"]})).is_empty());
+}
+
+#[test]
+fn an_answer_ends_at_a_stop_string_and_the_columns_are_those_asked_for() {
+    let io = io(&["one".to_owned()]);
+    let rows = prompt_batch(&[("one", "Why?", None, None)]);
+    let backend = FakeBackend::in_turn(vec![vec![25, 26, 27, 2]]);
+    let sampled = |changes: Value| {
+        let stage = stage(&changes);
+        let mut found = apply(&stage, &backend, &io, &rows, &stage.slices()).unwrap();
+        let types = stage.output_types(&PortTypes::new()).unwrap();
+        let table = found.slices[0].remove("rollouts").unwrap();
+        let PortType::Table { schema, .. } = &types["rollouts"][0] else {
+            panic!("rollouts are a table");
+        };
+        assert_eq!(table.schema(), *schema);
+        table
+    };
+    let whole = sampled(json!({}));
+    assert_eq!(whole.schema(), TableName::Rollouts.schema());
+    assert_eq!(whole.column(2).as_string::<i64>().value(0), "345");
+    let cut = sampled(json!({"stop": ["4"], "record-entropy": true, "top-k": 3}));
+    assert_eq!(cut.column(2).as_string::<i64>().value(0), "3");
+    let tokens = cut.column(3).as_list::<i64>().value(0);
+    assert_eq!(tokens.as_primitive::<UInt32Type>().values(), &[25, 26]);
+    let reasons = cut.column_by_name("finish_reason").unwrap();
+    assert_eq!(reasons.as_string::<i64>().value(0), "stop");
+    for name in ["truncated_logprobs", "entropies"] {
+        let lists = cut.column_by_name(name).unwrap().as_list::<i64>();
+        assert_eq!(lists.value(0).len(), 2);
+    }
+    assert!(
+        sampled(json!({"top-p": 0.5}))
+            .column_by_name("entropies")
+            .is_none()
+    );
+}

@@ -30,7 +30,7 @@ const NAMED_EXAMPLES: usize = 8;
 
 impl OperatorKind for SftTrain {
     const KIND: &'static str = "sft-train";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Train;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;

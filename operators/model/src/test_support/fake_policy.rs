@@ -5,10 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use engine_core::policy::{
-    Completion, FinishReason, GenerationProgress, GenerationRequest, LoadOptions, Loss, LossReport,
-    ModelInfo, SamplingParams, StepReport, TokenizedPrompt, TrainSequence,
+    Completion, FinishReason, GenerationProgress, GenerationRequest, GenerationSession,
+    LoadOptions, Loss, LossReport, ModelInfo, SamplingParams, SessionLimits, StepReport,
+    TokenizedPrompt, TrainSequence,
 };
 use engine_core::{ModelBackend, ModelError, Policy, seed};
+
+use super::fake_session::FakeSession;
 
 /// The file of a policy's state.
 const STATE_FILE: &str = "fake.json";
@@ -102,7 +105,7 @@ impl ModelBackend for FakeBackend {
     }
 }
 
-struct FakePolicy {
+pub(super) struct FakePolicy {
     info: ModelInfo,
     completions: Vec<Vec<u32>>,
     /// One for each completion.
@@ -137,6 +140,35 @@ impl FakePolicy {
             }
         }
         self.completions.len() - 1
+    }
+
+    /// The completion of a request, cut where the stop check or the limit says.
+    pub(super) fn complete(
+        &self,
+        request: &GenerationRequest,
+        params: &SamplingParams,
+    ) -> Completion {
+        let index = self.choose(request, params.seed);
+        let mut token_ids = self.completions[index].clone();
+        let mut logprobs = self.logprobs_of(index);
+        let stopped = params.stop_check.as_ref().and_then(|check| {
+            (1..=token_ids.len()).find(|length| (check.0)(&token_ids[..*length]))
+        });
+        let length = stopped.unwrap_or(token_ids.len());
+        let finish_reason = if length > params.max_new_tokens {
+            FinishReason::Length
+        } else {
+            FinishReason::Stop
+        };
+        token_ids.truncate(length.min(params.max_new_tokens));
+        logprobs.truncate(token_ids.len());
+        Completion {
+            truncated_logprobs: logprobs.clone(),
+            entropies: vec![1.0; token_ids.len()],
+            token_ids,
+            logprobs,
+            finish_reason,
+        }
     }
 
     /// The probability of a completion, spread evenly over its tokens.
@@ -182,24 +214,10 @@ impl Policy for FakePolicy {
             requests: requests.len(),
             seed: params.seed,
         });
-        let complete = |request: &GenerationRequest| {
-            let index = self.choose(request, params.seed);
-            let mut token_ids = self.completions[index].clone();
-            let mut logprobs = self.logprobs_of(index);
-            let finish_reason = if token_ids.len() > params.max_new_tokens {
-                FinishReason::Length
-            } else {
-                FinishReason::Stop
-            };
-            token_ids.truncate(params.max_new_tokens);
-            logprobs.truncate(params.max_new_tokens);
-            Completion {
-                token_ids,
-                logprobs,
-                finish_reason,
-            }
-        };
-        let completions: Vec<Completion> = requests.iter().map(complete).collect();
+        let completions: Vec<Completion> = requests
+            .iter()
+            .map(|request| self.complete(request, params))
+            .collect();
         let tokens = completions
             .iter()
             .map(|completion| completion.token_ids.len())
@@ -211,6 +229,13 @@ impl Policy for FakePolicy {
             ControlFlow::Break(()) => Err(ModelError::Interrupted),
             ControlFlow::Continue(()) => Ok(completions),
         }
+    }
+
+    fn session(
+        &mut self,
+        limits: SessionLimits,
+    ) -> Result<Box<dyn GenerationSession + '_>, ModelError> {
+        Ok(Box::new(FakeSession::new(self, limits)))
     }
 
     fn logprobs(&mut self, sequences: &[TrainSequence]) -> Result<Vec<Vec<f32>>, ModelError> {

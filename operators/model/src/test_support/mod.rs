@@ -1,6 +1,7 @@
 //! Doubles for unit tests: a store in memory, and a policy that learns which of a few completions pays.
 
 mod fake_policy;
+mod fake_session;
 mod memory_io;
 mod tables;
 

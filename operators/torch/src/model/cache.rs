@@ -9,6 +9,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::{Attend, KeyValue};
 use super::indices;
+use crate::wide;
+
+/// Width of all query heads from which rows are shared out to a team of threads.
+const TEAM_WIDTH: i64 = 512;
 
 /// Keys and values of all layers.
 #[derive(Debug)]
@@ -132,16 +136,27 @@ impl Attend for Step<'_> {
         let (keys, values) = (seen(&layer.keys, k_tkd), seen(&layer.values, v_tkd));
         // The query heads that share a key head stand where several query tokens would.
         let queries = q_thd.reshape([self.count, key_heads, heads / key_heads, width]);
-        let out = Tensor::scaled_dot_product_attention(
-            &queries,
-            &keys,
-            &values,
-            Some(&self.mask),
-            0.0,
-            false,
-            None,
-            false,
-        );
+        // Elements that a row reads; a small model is done sooner than the others of the team are told.
+        let read = if heads * width < TEAM_WIDTH {
+            0
+        } else {
+            usize::try_from(2 * key_heads * self.longest * width).unwrap_or(0)
+        };
+        let parts = |start, length| {
+            [&queries, &keys, &values, &self.mask].map(|x| x.narrow(0, start, length))
+        };
+        let out = wide::by_rows(self.count, read, parts, |[queries, keys, values, mask]| {
+            Tensor::scaled_dot_product_attention(
+                &queries,
+                &keys,
+                &values,
+                Some(&mask),
+                0.0,
+                false,
+                None,
+                false,
+            )
+        });
         out.reshape([self.count, heads * width])
     }
 }

@@ -1,15 +1,15 @@
-//! The Qwen2.5-VL architecture: vision tower, merger and a language model with multimodal rotary positions.
-//!
-//! Source: Bai et al. 2025, "Qwen2.5-VL Technical Report"; the layout of weights and positions is that of the
-//! published checkpoints.
+//! The architectures: one language model with the parts that a family asks for, and a vision tower for each family of
+//! vision-language models.
 
 pub(crate) mod attention;
 pub(crate) mod cache;
 pub(crate) mod language;
 pub(crate) mod position;
 pub(crate) mod prompt;
+mod qwen2_5_vl;
+mod qwen3_vl;
 pub(crate) mod rope;
-pub(crate) mod vision;
+pub(crate) mod tower;
 pub(crate) mod window;
 
 use tch::{Device, Kind, Tensor};
@@ -17,14 +17,15 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::parameters::Parameters;
 use language::Language;
-use vision::Vision;
+use tower::Vision;
 
 /// The layers of a loaded model: views of its weights, and the maths between them.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) config: ModelConfig,
     pub(crate) language: Language,
-    pub(crate) vision: Vision,
+    /// `None` for a model of text alone.
+    pub(crate) vision: Option<Vision>,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
 }
@@ -37,7 +38,7 @@ impl Model {
         device: Device,
     ) -> Self {
         let language = Language::new(&config, weights);
-        let vision = Vision::new(&config.vision, weights);
+        let vision = (config.vision.as_ref()).map(|vision| Vision::new(vision, weights));
         Self {
             config,
             language,

@@ -53,6 +53,15 @@ pub(crate) fn assign(
     Ok(Positions { tokens, next })
 }
 
+/// Positions of a prompt of text alone.
+pub(crate) fn plain(tokens: usize) -> Positions {
+    let next = tokens as i64;
+    Positions {
+        tokens: (0..next).map(|place| [place; 3]).collect(),
+        next,
+    }
+}
+
 fn mismatch(token_ids: &[u32], image_token: u32, grids: &[[i64; 3]]) -> String {
     let placeholders = token_ids.iter().filter(|id| **id == image_token).count();
     let patches: i64 = grids.iter().map(|grid| grid.iter().product::<i64>()).sum();

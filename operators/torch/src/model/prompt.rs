@@ -9,8 +9,10 @@ use engine_core::policy::{PatchedImage, TokenizedPrompt};
 use tch::Tensor;
 
 use super::attention::{KeyValue, Prefill};
-use super::position::{Positions, assign};
+use super::language::Additions;
+use super::position::{Positions, assign, plain};
 use super::rope::language_rope;
+use super::tower::{Features, Vision};
 use super::{Model, indices};
 
 /// Patches that go through the tower together; bounds its memory.
@@ -42,7 +44,7 @@ impl Model {
     /// Checks a prompt against the model and gives its positions.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for an empty prompt, an unknown token, images that do not fit their placeholders, or a
+    /// [`ModelError::Input`] for an empty prompt, an unknown token, images that do not fit their placeholders or the model, or a
     /// prompt that leaves no room for `room` more tokens.
     pub(crate) fn check_prompt(
         &self,
@@ -60,13 +62,24 @@ impl Model {
                 prompt.token_ids.len()
             )));
         }
-        let grids = prompt
-            .images
-            .iter()
-            .map(|image| self.vision.merged_grid(image))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(ModelError::Input)?;
-        assign(&prompt.token_ids, self.config.image_token_id, &grids).map_err(ModelError::Input)
+        match &self.vision {
+            Some(vision) => {
+                let grids = prompt
+                    .images
+                    .iter()
+                    .map(|image| vision.merged_grid(image))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(ModelError::Input)?;
+                assign(&prompt.token_ids, vision.config.image_token_id, &grids)
+                    .map_err(ModelError::Input)
+            }
+            None if prompt.images.is_empty() => Ok(plain(prompt.token_ids.len())),
+            None => Err(ModelError::Input(format!(
+                "the prompt has {} images, but `{}` is a model of text alone",
+                prompt.images.len(),
+                self.config.family.name()
+            ))),
+        }
     }
 
     /// Checks that every token has a row in the embedding table.
@@ -108,13 +121,12 @@ impl Model {
             places.resize(end, [0; 3]);
         }
         let rope = language_rope(&self.config.text, &places, self.kind, self.device);
-        let x = self.splice_images(
-            self.language.embed(&indices(&ids, self.device)),
-            prompts,
-            longest,
-        );
+        let embedded = self.language.embed(&indices(&ids, self.device));
+        let (x, additions) = self.splice_images(embedded, prompts, longest);
         let mut attend = Prefill::new(prompts.len() as i64);
-        let hidden = self.language.run(x, &rope, &mut attend);
+        let hidden = self
+            .language
+            .run_with(x, &rope, &mut attend, additions.as_ref());
         Prefilled {
             hidden,
             padded: longest as i64,
@@ -127,54 +139,58 @@ impl Model {
         }
     }
 
-    /// Puts image features where the placeholders are.
+    /// Puts image features where the placeholders are, and says what is to be added to them after the first layers.
     ///
     /// # Shapes
-    /// - `x_tw`: `[p * l, w]`, and so is the result
-    fn splice_images(
+    /// - `x_tw`: `[p * l, w]`, prompt `i` from row `i * padded` on; and so is the result
+    pub(crate) fn splice_images(
         &self,
         x_tw: Tensor,
         prompts: &[Arc<TokenizedPrompt>],
         padded: usize,
-    ) -> Tensor {
+    ) -> (Tensor, Option<Additions>) {
+        let Some(vision) = &self.vision else {
+            return (x_tw, None);
+        };
         let mut unique: Vec<Arc<PatchedImage>> = Vec::new();
         let mut starts: Vec<i64> = Vec::new();
         let mut encoded = 0;
         let (mut targets, mut sources) = (Vec::new(), Vec::new());
         for (row, prompt) in prompts.iter().enumerate() {
             let placeholders = prompt.token_ids.iter().enumerate();
-            let placeholders = placeholders.filter(|(_, id)| **id == self.config.image_token_id);
+            let placeholders = placeholders.filter(|(_, id)| **id == vision.config.image_token_id);
             targets.extend(placeholders.map(|(place, _)| (row * padded + place) as i64));
             for image in &prompt.images {
                 let known = unique.iter().position(|other| Arc::ptr_eq(other, image));
                 let known = known.unwrap_or_else(|| {
                     unique.push(Arc::clone(image));
                     starts.push(encoded);
-                    encoded += self.merged_patches(image);
+                    encoded += vision.merged_patches(image);
                     unique.len() - 1
                 });
-                sources.extend(starts[known]..starts[known] + self.merged_patches(image));
+                sources.extend(starts[known]..starts[known] + vision.merged_patches(image));
             }
         }
         if unique.is_empty() {
-            return x_tw;
+            return (x_tw, None);
         }
-        let mut features = self.encode_images(&unique);
+        let mut features = self.encode_images(vision, &unique);
         if sources
             .iter()
             .enumerate()
             .any(|(place, source)| place as i64 != *source)
         {
-            features = features.index_select(0, &indices(&sources, self.device));
+            features = features.select(&indices(&sources, self.device));
         }
-        x_tw.index_copy(0, &indices(&targets, self.device), &features)
+        let rows = indices(&targets, self.device);
+        let x = x_tw.index_copy(0, &rows, &features.embeddings);
+        let layers = features.deep;
+        let additions = (!layers.is_empty()).then_some(Additions { rows, layers });
+        (x, additions)
     }
 
-    fn merged_patches(&self, image: &PatchedImage) -> i64 {
-        image.grid_thw.iter().product::<usize>() as i64 / self.config.vision.merge_unit()
-    }
-
-    fn encode_images(&self, images: &[Arc<PatchedImage>]) -> Tensor {
+    /// Features of images, one after the other, in passes of bounded size.
+    fn encode_images(&self, vision: &Vision, images: &[Arc<PatchedImage>]) -> Features {
         let mut parts = Vec::new();
         let mut start = 0;
         while start < images.len() {
@@ -184,16 +200,13 @@ impl Model {
                 patches += images[end].grid_thw.iter().product::<usize>();
                 end += 1;
             }
-            parts.push(
-                self.vision
-                    .encode(&images[start..end], self.kind, self.device),
-            );
+            parts.push(vision.encode(&images[start..end], self.kind, self.device));
             start = end;
         }
         if parts.len() == 1 {
             parts.swap_remove(0)
         } else {
-            Tensor::cat(&parts, 0)
+            Features::cat(&parts)
         }
     }
 }

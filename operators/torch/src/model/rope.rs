@@ -4,7 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{TextConfig, VisionConfig};
+use crate::config::{Llama3Scaling, RopeAxes, TextConfig, VisionConfig};
 
 /// Cosines and sines for a list of tokens; the sines carry the sign of the rotation.
 #[derive(Debug)]
@@ -55,6 +55,50 @@ impl Rope {
     }
 }
 
+/// The rotary frequencies of a language model, slowest last.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Frequencies {
+    /// Angle for each position, `[d / 2]`; scaling is included.
+    pub(crate) inverse: Vec<f32>,
+    /// The axis whose position each frequency is multiplied with: 0 time, 1 height, 2 width. All 0 for text models.
+    pub(crate) axes: Vec<usize>,
+}
+
+/// The rotary frequencies of a language model.
+pub(crate) fn language_frequencies(config: &TextConfig) -> Frequencies {
+    let rope = &config.rope;
+    let mut inverse = inverse_frequencies(config.head_dim, rope.theta);
+    if let Some(scaling) = &rope.scaling {
+        for inverse in &mut inverse {
+            *inverse = stretched(scaling, *inverse);
+        }
+    }
+    let axes = (0..config.head_dim / 2).map(|index| match rope.axes {
+        RopeAxes::One => 0,
+        RopeAxes::Blocks([time, height, _]) => {
+            usize::from(index >= time) + usize::from(index >= time + height)
+        }
+        RopeAxes::Interleaved([_, height, width]) => match index % 3 {
+            1 if index < 3 * height => 1,
+            2 if index < 3 * width => 2,
+            _ => 0,
+        },
+    });
+    Frequencies {
+        inverse,
+        axes: axes.collect(),
+    }
+}
+
+/// Rope scaling `llama3`: wavelengths beyond the original context are stretched, short ones kept, and those between blended.
+fn stretched(scaling: &Llama3Scaling, inverse: f32) -> f32 {
+    let wavelength = std::f64::consts::TAU / f64::from(inverse);
+    let turns = scaling.original_positions / wavelength;
+    let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+    (f64::from(inverse) * (kept + (1.0 - kept) / scaling.factor)) as f32
+}
+
 /// Tables of the language model for tokens at `(time, height, width)` positions.
 pub(crate) fn language_rope(
     config: &TextConfig,
@@ -62,13 +106,7 @@ pub(crate) fn language_rope(
     kind: Kind,
     device: Device,
 ) -> Rope {
-    let inverse = inverse_frequencies(config.head_dim, config.rope_theta);
-    let axes: Vec<usize> = config
-        .rope_sections
-        .iter()
-        .enumerate()
-        .flat_map(|(axis, count)| std::iter::repeat_n(axis, usize::try_from(*count).unwrap_or(0)))
-        .collect();
+    let Frequencies { inverse, axes } = language_frequencies(config);
     let angles: Vec<f32> = positions
         .iter()
         .flat_map(|position| {
@@ -87,7 +125,7 @@ pub(crate) fn vision_rope(
     kind: Kind,
     device: Device,
 ) -> Rope {
-    let head_dim = config.hidden / config.heads;
+    let head_dim = config.head_dim();
     let inverse = inverse_frequencies(head_dim / 2, config.rope_theta);
     let angles: Vec<f32> = positions
         .iter()

@@ -1,12 +1,11 @@
-//! Which patches attend to which in the vision tower.
+//! Which patches attend to which in a vision tower.
 //!
-//! The tower works on patches in the order of attention windows. A window is a square of merged patches, cut at the
-//! image's edges. Spans of equal length are attended to together.
+//! The tower of Qwen2.5-VL works on patches in the order of attention windows. A window is a square of merged patches, cut
+//! at the image's edges. Spans of equal length are attended to together.
 
 use tch::{Device, Tensor};
 
 use super::indices;
-use crate::config::VisionConfig;
 
 /// Consecutive patches that attend to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +45,10 @@ pub(crate) struct WindowPlan {
 }
 
 impl WindowPlan {
-    /// Plans the images with these grids of patches (time, height, width), one after the other.
-    pub(crate) fn new(config: &VisionConfig, grids: &[[i64; 3]], device: Device) -> Self {
-        let (merge, unit) = (config.merge, config.merge_unit());
+    /// Plans the images with these grids of patches (time, height, width), one after the other. `merge` is the side of a
+    /// merged patch in patches, `window` that of a window in merged patches.
+    pub(crate) fn new(merge: i64, window: i64, grids: &[[i64; 3]], device: Device) -> Self {
+        let unit = merge * merge;
         let mut order = Vec::new();
         let mut positions = Vec::new();
         let (mut windows, mut frames) = (Vec::new(), Vec::new());
@@ -60,10 +60,10 @@ impl WindowPlan {
                     start: unit * order.len() as i64,
                     length: height * width,
                 });
-                for (top, left) in corners(rows, columns, config.window) {
+                for (top, left) in corners(rows, columns, window) {
                     let start = unit * order.len() as i64;
-                    for row in top..rows.min(top + config.window) {
-                        for column in left..columns.min(left + config.window) {
+                    for row in top..rows.min(top + window) {
+                        for column in left..columns.min(left + window) {
                             order.push(base + frame * rows * columns + row * columns + column);
                             positions.extend((0..unit).map(|patch| {
                                 [row * merge + patch / merge, column * merge + patch % merge]
@@ -87,7 +87,35 @@ impl WindowPlan {
     }
 }
 
-/// Upper left corners of the windows over a grid of merged patches.
+/// Row and column of each patch, in the order in which images come: merged patch after merged patch.
+pub(crate) fn merged_order(merge: i64, grids: &[[i64; 3]]) -> Vec<[i64; 2]> {
+    let mut positions = Vec::new();
+    for [time, height, width] in grids {
+        for _frame in 0..*time {
+            for (row, column) in corners(*height, *width, merge) {
+                positions.extend(
+                    (0..merge * merge).map(|patch| [row + patch / merge, column + patch % merge]),
+                );
+            }
+        }
+    }
+    positions
+}
+
+/// A span for each frame of images whose patches come in their own order.
+pub(crate) fn frames(grids: &[[i64; 3]], device: Device) -> Spans {
+    let mut spans: Vec<Span> = Vec::new();
+    for [time, height, width] in grids {
+        for _frame in 0..*time {
+            let start = spans.last().map_or(0, |span| span.start + span.length);
+            let length = height * width;
+            spans.push(Span { start, length });
+        }
+    }
+    group(&spans, device)
+}
+
+/// Upper left corners of the squares of side `window` over a grid.
 fn corners(rows: i64, columns: i64, window: i64) -> impl Iterator<Item = (i64, i64)> {
     let step = usize::try_from(window).expect("the configuration was checked");
     (0..rows)
@@ -145,28 +173,10 @@ pub(crate) fn inverse(permutation: &[i64]) -> Vec<i64> {
 mod tests {
     use super::*;
 
-    fn config(window: i64) -> VisionConfig {
-        VisionConfig {
-            depth: 1,
-            hidden: 8,
-            intermediate: 8,
-            heads: 1,
-            channels: 3,
-            patch: 2,
-            temporal_patch: 2,
-            merge: 2,
-            window,
-            full_blocks: vec![],
-            out_hidden: 8,
-            rope_theta: 10_000.0,
-            initializer_range: 0.02,
-        }
-    }
-
     #[test]
     fn windows_are_cut_at_the_edges() {
         // Merged grid of 2 x 3 in windows of 2 x 2: one of four merged patches, one of two.
-        let plan = WindowPlan::new(&config(2), &[[1, 4, 6]], Device::Cpu);
+        let plan = WindowPlan::new(2, 2, &[[1, 4, 6]], Device::Cpu);
         assert_eq!(plan.order, [0, 1, 3, 4, 2, 5]);
         assert_eq!(
             plan.positions[..5],
@@ -187,7 +197,7 @@ mod tests {
 
     #[test]
     fn equal_images_are_one_group() {
-        let plan = WindowPlan::new(&config(4), &[[1, 4, 6], [1, 4, 6]], Device::Cpu);
+        let plan = WindowPlan::new(2, 4, &[[1, 4, 6], [1, 4, 6]], Device::Cpu);
         assert_eq!(plan.windows.groups.len(), 1);
         assert_eq!(
             (plan.windows.groups[0].count, plan.windows.groups[0].length),

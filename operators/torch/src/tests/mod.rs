@@ -1,9 +1,14 @@
-//! Tests of whole models, on the tiny ones in `tests/golden/qwen2_5_vl`.
+//! Tests of whole models, on the tiny ones below `tests/golden`.
 
+mod checkpoints;
 mod generation;
 mod golden;
 mod persistence;
+mod published;
 mod resuming;
+mod saved;
+mod session;
+mod smollm2;
 mod training;
 
 use std::path::PathBuf;
@@ -136,6 +141,6 @@ fn sampling(max_concurrent: usize) -> SamplingParams {
         stop_token_ids: vec![2, 8, 9, 10],
         seed: 7,
         max_concurrent,
-        apart: Vec::new(),
+        ..SamplingParams::default()
     }
 }

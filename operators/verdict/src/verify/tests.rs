@@ -2,6 +2,9 @@
 
 use super::*;
 
+#[path = "fuzz.rs"]
+mod fuzz;
+
 fn math() -> VerifyConfig {
     VerifyConfig::Math(MathOptions::default())
 }
@@ -13,6 +16,12 @@ fn outcome(gold: &str, answer: &str) -> Outcome {
             &format!("<think>t</think><answer>\\boxed{{{answer}}}</answer>"),
         )
         .outcome
+}
+
+/// The judgement of an answer that stands alone.
+fn bare(gold: &str, answer: &str) -> Outcome {
+    let gold = math().prepare(gold).unwrap();
+    math().judge_answer(&gold, answer).0
 }
 
 /// Equal pairs: gold, answer, where such a pair comes from.
@@ -182,21 +191,18 @@ fn an_answer_equals_itself() {
 
 #[test]
 fn a_gold_answer_that_cannot_be_parsed_is_never_rewarded() {
-    let digits = "9".repeat(2000);
     let long = "x".repeat(5000);
     for gold in [
         "",
         "  ",
         "$$",
         "\\text{}",
-        "x = ''",
         "1/0",
         "\\frac{1}{0}",
         "{1",
         "1}",
         "\\frac{1}{2",
-        "1e2000",
-        &digits,
+        "1e5000",
         &long,
     ] {
         assert!(math().check_gold(gold).is_err(), "{gold}");
@@ -235,10 +241,10 @@ fn hostile_answers_are_bounded_and_masked() {
         (nested, Outcome::TimedOut),
         (open, Outcome::Unparsed),
         (boxes, Outcome::Unparsed),
-        (digits, Outcome::TimedOut),
-        (tower, Outcome::Wrong),
+        (digits, Outcome::Wrong),
+        (tower, Outcome::TimedOut),
         (power, Outcome::TimedOut),
-        (zeros, Outcome::TimedOut),
+        (zeros, Outcome::Wrong),
         (commands, Outcome::Wrong),
         ("\\boxed{NaN}".to_owned(), Outcome::Wrong),
         ("\\boxed{\\infty}".to_owned(), Outcome::Wrong),
@@ -267,6 +273,83 @@ fn exact_compares_text_apart_from_white_space() {
 }
 
 #[test]
+fn other_verifiers_judge_completions_and_answers_that_stand_alone() {
+    let cases = [
+        (r#"{"choice": {}}"#, "A, C", "(C) and (A)", Outcome::Correct),
+        (r#"{"choice": {}}"#, "A", "A or B", Outcome::Wrong),
+        (
+            r#"{"choice": {"letters": "ABCD"}}"#,
+            "E",
+            "E",
+            Outcome::Failed,
+        ),
+        (
+            r#"{"numeric": {"relative": 0.01}}"#,
+            "200",
+            "201.9",
+            Outcome::Correct,
+        ),
+        (
+            r#"{"numeric": {"relative": 0.01}}"#,
+            "200",
+            "202.1",
+            Outcome::Wrong,
+        ),
+        (
+            r#"{"numeric": {"absolute": 0.001}}"#,
+            "\\sqrt{2}",
+            "1.4142",
+            Outcome::Correct,
+        ),
+        (r#"{"numeric": {}}"#, "red", "1", Outcome::Failed),
+        (
+            r#"{"regex": {"pattern": "^{gold}!?$"}}"#,
+            "a.b",
+            "a.b!",
+            Outcome::Correct,
+        ),
+        (
+            r#"{"regex": {"pattern": "^{gold}!?$"}}"#,
+            "a.b",
+            "axb",
+            Outcome::Wrong,
+        ),
+        (r#"{"regex": {"pattern": "("}}"#, "1", "1", Outcome::Failed),
+        (
+            r#"{"any": {"of": [{"exact": {}}, {"math": {}}]}}"#,
+            "1/2",
+            "0.5",
+            Outcome::Correct,
+        ),
+        (
+            r#"{"all": {"of": [{"exact": {}}, {"math": {}}]}}"#,
+            "1/2",
+            "0.5",
+            Outcome::Wrong,
+        ),
+        (r#"{"all": {"of": []}}"#, "1", "1", Outcome::Failed),
+    ];
+    for (config, gold, answer, expected) in cases {
+        let config: VerifyConfig = serde_json::from_str(config).unwrap();
+        let completion = format!("<answer>{answer}</answer>");
+        assert_eq!(
+            config.verdict(gold, &completion).outcome,
+            expected,
+            "{gold}, {answer}"
+        );
+        let told = config.explain_answer(gold, answer);
+        assert_eq!(told.verdict.outcome, expected, "{gold}, {answer} alone");
+    }
+    let hostile: VerifyConfig =
+        serde_json::from_str(r#"{"regex": {"pattern": "^(a+)+$"}}"#).unwrap();
+    let text = "a".repeat(4000) + "!";
+    assert_eq!(
+        hostile.explain_answer("x", &text).verdict.outcome,
+        Outcome::Wrong
+    );
+}
+
+#[test]
 fn every_short_text_gets_some_verdict() {
     // All texts of three of these pieces: nothing may panic, and equality must be symmetric.
     let pieces = [
@@ -284,8 +367,8 @@ fn every_short_text_gets_some_verdict() {
         let other = &texts[(index * 31 + 7) % texts.len()];
         for (gold, answer) in [(text, text), (text, other)] {
             if math().check_gold(gold).is_ok() && math().check_gold(answer).is_ok() {
-                let forth = math::compare(gold, answer);
-                assert_eq!(forth, math::compare(answer, gold), "{gold} and {answer}");
+                let forth = bare(gold, answer);
+                assert_eq!(forth, bare(answer, gold), "{gold} and {answer}");
                 if gold == answer {
                     assert_eq!(forth, Outcome::Correct, "{gold}");
                 }

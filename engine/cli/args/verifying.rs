@@ -1,0 +1,35 @@
+//! Arguments of `verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The gold answer.
+    #[arg(
+        long,
+        requires = "answer",
+        required_unless_present = "jsonl",
+        allow_hyphen_values = true
+    )]
+    pub(crate) gold: Option<String>,
+    /// The answer or completion to judge.
+    #[arg(
+        long,
+        requires = "gold",
+        conflicts_with = "jsonl",
+        allow_hyphen_values = true
+    )]
+    pub(crate) answer: Option<String>,
+    /// Judge the lines of a file, each an object with `gold` and `answer`, and print an object for each, in their order;
+    /// `-` reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "gold")]
+    pub(crate) jsonl: Option<PathBuf>,
+    /// The verifier as a pipeline writes it, in JSON.
+    #[arg(long, value_name = "JSON", default_value = r#"{"math": {}}"#)]
+    pub(crate) verifier: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

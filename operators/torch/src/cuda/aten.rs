@@ -1,0 +1,177 @@
+//! Operations of libtorch that the bindings lack, through its C interface for compiled programs (`aoti_torch`), which keeps its
+//! binary form between versions.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::Arc;
+
+use engine_core::error::ModelError;
+use libloading::os::unix::{Library, Symbol};
+use tch::Tensor;
+
+use super::driver::Stream;
+
+type Handle = *mut c_void;
+
+/// The functions, found in the libraries that are open.
+#[derive(Debug)]
+pub(super) struct Aten {
+    create_guard: Symbol<unsafe extern "C" fn(*mut c_void, i32, *mut Handle) -> i32>,
+    delete_guard: Symbol<unsafe extern "C" fn(Handle) -> i32>,
+    flash: Symbol<FlashForward>,
+}
+
+type FlashForward = unsafe extern "C" fn(
+    Handle,
+    Handle,
+    Handle,
+    *const Handle,
+    *const Handle,
+    i64,
+    i64,
+    f64,
+    i32,
+    i32,
+    *const f64,
+    *const i64,
+    *const i64,
+    *const Handle,
+    *const Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+) -> i32;
+
+/// While it lives, libtorch's operations of this thread run on a stream.
+#[derive(Debug)]
+pub(super) struct StreamGuard {
+    raw: Handle,
+    aten: Arc<Aten>,
+    /// A guard ends on the thread that made it.
+    thread: PhantomData<*const ()>,
+}
+
+/// Sequences of different lengths that lie one after the other.
+#[derive(Debug)]
+pub(super) struct Packed<'a> {
+    /// `[tokens, heads, width]`
+    pub(super) queries: &'a Tensor,
+    /// `[tokens, key heads, width]`
+    pub(super) keys: &'a Tensor,
+    /// As the keys.
+    pub(super) values: &'a Tensor,
+    /// `[sequences + 1]`, 32 bits: where each begins.
+    pub(super) query_starts: &'a Tensor,
+    /// The same for keys.
+    pub(super) key_starts: &'a Tensor,
+    /// Tokens of the longest.
+    pub(super) longest_query: i64,
+    /// The same for keys.
+    pub(super) longest_key: i64,
+}
+
+#[expect(unsafe_code, reason = "calls the C interface of libtorch")]
+impl Aten {
+    /// Finds the functions.
+    ///
+    /// # Errors
+    /// When libtorch is another version than the one that this crate is built for.
+    pub(super) fn find() -> Result<Self, ModelError> {
+        let library = Library::this();
+        let missing = |error: libloading::Error| {
+            ModelError::Backend(format!("this libtorch lacks a function of 2.11: {error}"))
+        };
+        // SAFETY: the types are those of `torch/csrc/inductor/aoti_torch` of version 2.11.
+        unsafe {
+            Ok(Self {
+                create_guard: library
+                    .get(b"aoti_torch_create_cuda_stream_guard\0")
+                    .map_err(missing)?,
+                delete_guard: library
+                    .get(b"aoti_torch_delete_cuda_stream_guard\0")
+                    .map_err(missing)?,
+                flash: library
+                    .get(b"aoti_torch_cuda__flash_attention_forward\0")
+                    .map_err(missing)?,
+            })
+        }
+    }
+
+    /// Makes a stream current.
+    pub(super) fn use_stream(
+        self: &Arc<Self>,
+        stream: &Stream,
+        device: i32,
+    ) -> Result<StreamGuard, ModelError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the stream is alive, and its owner outlives the guard.
+        let status = unsafe { (self.create_guard)(stream.raw.cast(), device, &raw mut raw) };
+        worked(status, "making a stream current")?;
+        Ok(StreamGuard {
+            raw,
+            aten: Arc::clone(self),
+            thread: PhantomData,
+        })
+    }
+
+    /// Causal attention over packed sequences (Dao 2023, FlashAttention-2): `[tokens, heads, width]`. Where a sequence has more keys
+    /// than queries, the queries are its last tokens.
+    pub(super) fn flash_attention(&self, packed: &Packed<'_>) -> Result<Tensor, ModelError> {
+        let handle = |tensor: &Tensor| tensor.as_ptr().cast_mut().cast::<c_void>();
+        let (query_starts, key_starts) = (handle(packed.query_starts), handle(packed.key_starts));
+        let mut results: [Handle; 5] = [ptr::null_mut(); 5];
+        let [out, rest @ ..] = &mut results;
+        let [logsumexp, seed, offset, mask] = rest;
+        // SAFETY: a tensor of the bindings and a handle are both a pointer to `at::Tensor`; inputs are borrowed, results owned
+        // by the caller.
+        let status = unsafe {
+            (self.flash)(
+                handle(packed.queries),
+                handle(packed.keys),
+                handle(packed.values),
+                &raw const query_starts,
+                &raw const key_starts,
+                packed.longest_query,
+                packed.longest_key,
+                0.0,
+                1,
+                0,
+                ptr::null(),
+                ptr::null(),
+                ptr::null(),
+                ptr::null(),
+                ptr::null(),
+                out,
+                logsumexp,
+                seed,
+                offset,
+                mask,
+            )
+        };
+        worked(status, "attention over prompts")?;
+        let [out, ..] = results.map(|result| {
+            // SAFETY: a new reference, taken over here.
+            (!result.is_null()).then(|| unsafe { Tensor::from_ptr(result.cast()) })
+        });
+        out.ok_or_else(|| ModelError::Backend("libtorch: attention gave no result".to_owned()))
+    }
+}
+
+#[expect(unsafe_code, reason = "calls the C interface of libtorch")]
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        // SAFETY: made by `create_guard` and deleted once.
+        unsafe { (self.aten.delete_guard)(self.raw) };
+    }
+}
+
+fn worked(status: i32, what: &str) -> Result<(), ModelError> {
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(ModelError::Backend(format!("libtorch: {what} failed")))
+    }
+}

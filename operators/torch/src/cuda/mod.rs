@@ -1,0 +1,109 @@
+//! Generation on an NVIDIA GPU in 16 bits: paged cache, shared prompts, our own kernels, whole steps as CUDA graphs.
+//!
+//! A [`Gpu`] has what outlives a batch: compiled kernels, chosen matrix products, a stream. A [`batch::Batch`] is a running
+//! batch with its memory; it reads the policy's weights where they are. Models and number formats that the kernels do not
+//! cover are decoded by `generate.rs` on any device.
+//!
+//! - `driver`, `aten`, `gemm`, `kernels`, `upload`: what the rest is written in
+//! - `memory`: tensors of a batch; `pages`: who has which page
+//! - `forward`: the layers; `prompts`: prompts through them in fixed chunks; `decode`: one token of every sequence
+//! - `batch`: a running batch; `entrance`: how requests enter it; `generate`: a list of requests
+
+mod aten;
+mod batch;
+mod decode;
+mod driver;
+mod entrance;
+mod forward;
+mod gemm;
+mod generate;
+mod kernels;
+mod memory;
+mod pages;
+mod prompts;
+mod sequence;
+mod upload;
+
+use std::sync::Arc;
+
+use engine_core::error::ModelError;
+use engine_core::policy::{GenerationSession, SessionLimits};
+use tch::{Device, Kind, Tensor};
+
+use crate::model::Model;
+use aten::Aten;
+use driver::Stream;
+use gemm::Gemm;
+use kernels::Kernels;
+
+pub(crate) use generate::generate;
+
+/// What batches of one model share.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    aten: Arc<Aten>,
+    gemm: Gemm,
+    kernels: Kernels,
+    stream: Stream,
+    device: i32,
+}
+
+// SAFETY: the handles belong to the process and are used by one thread at a time, which owns or borrows the value; libtorch makes
+// its context current on every thread that it is used from.
+#[expect(unsafe_code, reason = "handles of CUDA are pointers")]
+unsafe impl Send for Gpu {}
+
+/// Whether a model is decoded here; the reason if not.
+///
+/// # Errors
+/// A lower-case fragment that says why not.
+pub(crate) fn supports(model: &Model) -> Result<(), String> {
+    if !model.device.is_cuda() {
+        Err("it is not on a GPU".to_owned())
+    } else if model.kind != Kind::BFloat16 {
+        Err("its weights are not bfloat16".to_owned())
+    } else {
+        kernels::unsupported(&model.config.text).map_or(Ok(()), Err)
+    }
+}
+
+impl Gpu {
+    /// Compiles the kernels for a model.
+    ///
+    /// # Errors
+    /// When a library is missing or the compiler refuses.
+    pub(crate) fn new(model: &Model) -> Result<Self, ModelError> {
+        let Device::Cuda(number) = model.device else {
+            return Err(ModelError::Backend("decoding here needs a GPU".to_owned()));
+        };
+        crate::device::open_compiler();
+        // Makes the context of libtorch current on this thread.
+        drop(Tensor::zeros([1], (Kind::Float, model.device)));
+        let device = i32::try_from(number).unwrap_or(0);
+        let (processors, capability) = driver::device_facts(device)?;
+        Ok(Self {
+            aten: Arc::new(Aten::find()?),
+            gemm: Gemm::new(model.device)?,
+            kernels: Kernels::compile(&model.config.text, processors, capability)?,
+            stream: Stream::new()?,
+            device,
+        })
+    }
+
+    /// Opens a batch that requests enter and leave.
+    ///
+    /// # Errors
+    /// When the limits do not fit the memory.
+    pub(crate) fn session<'a>(
+        &'a mut self,
+        model: &'a Model,
+        limits: SessionLimits,
+    ) -> Result<Box<dyn GenerationSession + 'a>, ModelError> {
+        Ok(Box::new(batch::Batch::open(
+            self,
+            model,
+            limits,
+            batch::Width::Fitting,
+        )?))
+    }
+}
