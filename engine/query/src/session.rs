@@ -262,6 +262,21 @@ impl QuerySession {
         io: &mut dyn StageIo,
         port: &str,
     ) -> Result<u64, OperatorError> {
+        self.write_and_show(frame, schema, io, port, |_| ())
+    }
+
+    /// As [`QuerySession::write`], and shows every batch, as it is written, to `look`.
+    ///
+    /// # Errors
+    /// As [`QuerySession::write`].
+    pub fn write_and_show(
+        &self,
+        frame: DataFrame,
+        schema: &SchemaRef,
+        io: &mut dyn StageIo,
+        port: &str,
+        mut look: impl FnMut(&RecordBatch),
+    ) -> Result<u64, OperatorError> {
         let (sender, receiver) = mpsc::sync_channel(BATCHES_IN_FLIGHT);
         self.runtime().spawn(async move {
             let mut stream = match frame.execute_stream().await {
@@ -291,6 +306,7 @@ impl QuerySession {
             let batch = conform(&batch, schema)?;
             rows += batch.num_rows() as u64;
             if batch.num_rows() > 0 {
+                look(&batch);
                 io.write(port, batch)?;
             }
         }

@@ -3,14 +3,16 @@
 //! Decided on two integers, usable and correct samples, never on a rounded rate. Prompts without a usable sample, or with
 //! fewer than `min-samples`, go to no port; `pass_rates` still has a row for every prompt with a usable sample.
 
-use arrow::array::{AsArray, RecordBatch};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use engine_core::operator::Family;
 use engine_core::{
     Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
     PortTypes, Ports, StageContext, StageEvent, StageIo,
 };
-use engine_query::{Order, QuerySession, conform};
+use engine_query::{Order, QuerySession};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,9 @@ const BUCKETS: [(&str, &str); 3] = [
     ("partial", "r.correct > 0 AND r.correct < r.samples"),
     ("failed", "r.correct = 0"),
 ];
+
+/// Columns of pass rates that decide: the prompt, its samples, the correct ones.
+const COUNTS: [usize; 3] = [0, 1, 2];
 
 impl OperatorKind for FilterByPassRate {
     const KIND: &'static str = "filter-by-pass-rate";
@@ -89,18 +94,18 @@ impl OperatorConfig for FilterByPassRate {
             judged = is_judged("v"),
         ))?;
         let schema = TableName::PassRates.schema();
-        let rates: Vec<RecordBatch> = session
-            .collect(counted)?
-            .iter()
-            .map(|batch| conform(batch, &schema))
-            .collect::<Result<_, _>>()?;
-        session.register_batches("rates", &schema, rates.clone())?;
-        if rates.is_empty() {
-            io.write("pass_rates", RecordBatch::new_empty(schema))?;
-        }
-        for batch in rates {
-            io.write("pass_rates", batch)?;
-        }
+        // What the buckets are decided on stays in memory, and no more: there may be very many prompts.
+        let mut counts = Vec::new();
+        session.write_and_show(counted, &schema, io, "pass_rates", |batch| {
+            let slim = batch.project(&COUNTS);
+            counts.push(slim.expect("the table has these columns"));
+        })?;
+        let columns = Arc::new(
+            schema
+                .project(&COUNTS)
+                .expect("the table has these columns"),
+        );
+        session.register_batches("rates", &columns, counts)?;
         self.write_buckets(&session, io)?;
         self.warn_of_left_out(&session, io)
     }
@@ -157,6 +162,8 @@ impl FilterByPassRate {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::RecordBatch;
+
     use super::*;
     use crate::testing::{TestIo, floats, prompts, text_values, verdicts};
     use arrow::datatypes::UInt32Type;
