@@ -167,7 +167,7 @@ impl<'a> Batch<'a> {
         requests: Vec<Option<RequestId>>,
         rows: &[usize],
     ) -> Result<(), ModelError> {
-        let top = self.most_likely(&requests, rows);
+        let top = self.most_likely(&requests, rows)?;
         let words = requests.len() * DRAW_WORDS;
         let room = self.memory.results.numel();
         let mut download = match self.idle_downloads.pop() {
@@ -188,8 +188,9 @@ impl<'a> Batch<'a> {
         &self,
         requests: &[Option<RequestId>],
         rows: &[usize],
-    ) -> HashMap<RequestId, Vec<(u32, f32)>> {
+    ) -> Result<HashMap<RequestId, Vec<(u32, f32)>>, ModelError> {
         let mut top = HashMap::new();
+        let unread = |error: tch::TchError| ModelError::Backend(error.to_string());
         for (request, row) in requests.iter().zip(rows) {
             let Some(id) = request else { continue };
             let Some(sequence) = self
@@ -213,13 +214,13 @@ impl<'a> Batch<'a> {
             let (values, tokens) =
                 logprobs.topk(wanted.min(logprobs.numel() as i64), -1, true, true);
             let values =
-                Vec::<f32>::try_from(values.to_device(tch::Device::Cpu)).unwrap_or_default();
+                Vec::<f32>::try_from(values.to_device(tch::Device::Cpu)).map_err(unread)?;
             let tokens =
-                Vec::<i64>::try_from(tokens.to_device(tch::Device::Cpu)).unwrap_or_default();
+                Vec::<i64>::try_from(tokens.to_device(tch::Device::Cpu)).map_err(unread)?;
             let pairs = tokens.into_iter().map(|token| token as u32).zip(values);
             top.insert(*id, pairs.collect());
         }
-        top
+        Ok(top)
     }
 
     /// Waits for the oldest draws and takes their tokens.
@@ -373,13 +374,19 @@ impl<'a> Batch<'a> {
 
 impl GenerationSession for Batch<'_> {
     fn submit(&mut self, request: SessionRequest) -> Result<RequestId, ModelError> {
-        check_params(&request.params)?;
+        check_params(&request.params, self.model.config.text.vocab)?;
         let length = request.request.prompt.token_ids.len();
         let room = request.params.max_new_tokens;
         if length + room > self.limits.max_tokens {
             return Err(ModelError::Input(format!(
                 "a prompt of {length} tokens and {room} more are above the limit of {} tokens",
                 self.limits.max_tokens
+            )));
+        }
+        let positions = self.model.config.text.max_positions;
+        if length + room > positions {
+            return Err(ModelError::Input(format!(
+                "a prompt of {length} tokens and {room} more do not fit the {positions} positions of the model"
             )));
         }
         let needed = length.div_ceil(PAGE) + own_page_count(&request);

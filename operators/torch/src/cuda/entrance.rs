@@ -47,6 +47,11 @@ impl Batch<'_> {
             let own = own_page_count(&front.request);
             let needed = own + if is_new { length.div_ceil(PAGE) } else { 0 };
             if self.memory.pages.free() < needed {
+                // Where nobody is at work nobody gives pages back, but prompts that only wait may hold some.
+                let wanted = front.prompt;
+                if self.active() == 0 && chosen.is_empty() && self.drop_idle_prompts(wanted) {
+                    continue;
+                }
                 break;
             }
             let waiting = self.queue.pop_front().expect("there is a front");
@@ -73,6 +78,26 @@ impl Batch<'_> {
             });
         }
         chosen
+    }
+
+    /// Takes the pages of all prompts but one, which no sequence uses; they are run again when their turn comes. False when
+    /// there were none.
+    fn drop_idle_prompts(&mut self, but: usize) -> bool {
+        let mut is_some = false;
+        for (index, prompt) in self.prompts.iter_mut().enumerate() {
+            let Some(prompt) = prompt
+                .as_mut()
+                .filter(|prompt| index != but && !prompt.pages.is_empty())
+            else {
+                continue;
+            };
+            self.memory
+                .pages
+                .give_back(std::mem::take(&mut prompt.pages));
+            prompt.state = None;
+            is_some = true;
+        }
+        is_some
     }
 
     /// Lets requests in: runs their prompts, gives them slots, and draws their first tokens.

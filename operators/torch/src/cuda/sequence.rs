@@ -12,6 +12,7 @@ use tch::Tensor;
 use super::kernels::PAGE;
 use super::memory::PARAM_WORDS;
 use crate::model::position::Positions;
+use crate::sampling;
 
 /// Stop tokens that the device can forbid; as in `kernels/sample.cu`.
 const MOST_STOPS: usize = 16;
@@ -65,7 +66,8 @@ impl Sequence {
     pub(super) fn take(&mut self, token: u32) -> Option<FinishReason> {
         self.tokens.push(token);
         let params = &self.request.params;
-        let is_late = self.tokens.len() >= params.min_new_tokens;
+        // The stop token itself is none of the least.
+        let is_late = self.tokens.len() > params.min_new_tokens;
         let is_stop = is_late && params.stop_token_ids.contains(&token)
             || (params.stop_check.as_ref()).is_some_and(|check| (check.0)(&self.tokens));
         self.finish = if is_stop {
@@ -86,7 +88,7 @@ pub(super) fn is_plain(params: &SamplingParams) -> bool {
         && params.min_p <= 0.0
         && !has_penalties(params)
         && params.allowed_token_ids.is_empty()
-        && params.min_new_tokens <= 1
+        && params.min_new_tokens == 0
 }
 
 pub(super) fn has_penalties(params: &SamplingParams) -> bool {
@@ -116,8 +118,7 @@ pub(super) fn param_words(request: &SessionRequest) -> [i32; PARAM_WORDS] {
         float(params.repetition_penalty),
         float(params.presence_penalty),
         float(params.frequency_penalty),
-        // The last of so many tokens may be a stop token.
-        i32::try_from(params.min_new_tokens.saturating_sub(1)).unwrap_or(i32::MAX),
+        i32::try_from(params.min_new_tokens).unwrap_or(i32::MAX),
         i32::from(!params.allowed_token_ids.is_empty()),
         count as i32,
     ]);
@@ -127,14 +128,10 @@ pub(super) fn param_words(request: &SessionRequest) -> [i32; PARAM_WORDS] {
     words
 }
 
-/// Refuses what the device cannot do.
-pub(super) fn check_params(params: &SamplingParams) -> Result<(), ModelError> {
-    if params.max_new_tokens == 0 {
-        return Err(ModelError::Input(
-            "max_new_tokens is 0; ask for at least one token".to_owned(),
-        ));
-    }
-    if params.min_new_tokens > 1 && params.stop_token_ids.len() > MOST_STOPS {
+/// Refuses what makes no sense and what the device cannot do.
+pub(super) fn check_params(params: &SamplingParams, vocab: i64) -> Result<(), ModelError> {
+    sampling::check(params, vocab)?;
+    if params.min_new_tokens > 0 && params.stop_token_ids.len() > MOST_STOPS {
         return Err(ModelError::Input(format!(
             "min_new_tokens goes with at most {MOST_STOPS} stop tokens on a GPU; there are {}",
             params.stop_token_ids.len()
@@ -189,7 +186,8 @@ mod tests {
             stop_token_ids: vec![9],
             ..SamplingParams::default()
         });
-        assert_eq!(ended.take(9), None);
+        // As on the CPU: two tokens come before the one that ends.
+        assert_eq!((ended.take(9), ended.take(9)), (None, None));
         assert_eq!(ended.take(9), Some(FinishReason::Stop));
         let mut long = sequence(SamplingParams {
             max_new_tokens: 2,
