@@ -20,8 +20,8 @@ use std::time::Instant;
 
 use arrow::array::AsArray;
 use engine_core::policy::{
-    Completion, GenerationRequest, LoadOptions, Loss, ModelBackend, Policy, Precision,
-    SamplingParams, TokenizedPrompt, TrainOptions, TrainSequence,
+    Completion, GenerationProgress, GenerationRequest, LoadOptions, Loss, ModelBackend, Policy,
+    Precision, SamplingParams, TokenizedPrompt, TrainOptions, TrainSequence,
 };
 use operators_model::processor::Processor;
 use operators_model::prompt_rows::{ContentPart, Message};
@@ -107,11 +107,8 @@ fn main() {
 fn load_options() -> LoadOptions {
     let training = TrainOptions {
         freeze: vec!["visual.".to_owned()],
-        beta1: 0.9,
         beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
+        ..TrainOptions::default()
     };
     LoadOptions {
         precision: Precision::Float32,
@@ -145,7 +142,9 @@ fn generate(
         ..SamplingParams::default()
     };
     policy
-        .generate(&requests, &params, &mut |_| ControlFlow::Continue(()))
+        .generate(&requests, &params, &mut |_: GenerationProgress| {
+            ControlFlow::Continue(())
+        })
         .unwrap()
 }
 
@@ -158,18 +157,13 @@ fn learn(policy: &mut dyn Policy, prompts: &[Arc<TokenizedPrompt>], completions:
             prompt: Arc::clone(&prompts[index / SAMPLES as usize]),
             completion: completion.token_ids.clone(),
             token_weight: 1.0 / (completions.len() * completion.token_ids.len()) as f32,
-            advantage: if index % 2 == 0 { 1.0 } else { -1.0 },
+            advantages: vec![if index % 2 == 0 { 1.0 } else { -1.0 }],
             sampler_logprobs: completion.logprobs.clone(),
+            ..TrainSequence::default()
         })
         .collect();
     policy
-        .forward_backward(
-            &sequences,
-            Loss::ClippedSurrogate {
-                clip_low: 0.2,
-                clip_high: 0.28,
-            },
-        )
+        .forward_backward(&sequences, Loss::clipped(0.2, 0.28))
         .unwrap();
     policy.optimizer_step(1e-5).unwrap();
 }
@@ -189,8 +183,7 @@ fn imitate(policy: &mut dyn Policy, prompts: &[Arc<TokenizedPrompt>], completion
             prompt: Arc::new(TokenizedPrompt::clone(&prompts[index % PROMPTS])),
             completion: completion.token_ids.clone(),
             token_weight: 1.0 / tokens as f32,
-            advantage: 0.0,
-            sampler_logprobs: Vec::new(),
+            ..TrainSequence::default()
         })
         .collect();
     policy

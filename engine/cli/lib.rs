@@ -19,6 +19,7 @@ mod report;
 mod select;
 mod signals;
 mod telemetry;
+mod tensorboard;
 mod text;
 
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::commands::remarks;
 use crate::logging::{bars, is_json, json_line, use_colour};
 use crate::telemetry::Traces;
+use crate::tensorboard::Board;
 use crate::text::{count, duration};
 
 /// A stage that runs gets a plain line of progress this often.
@@ -27,11 +28,13 @@ const CACHED_LINES: usize = 60;
 pub(crate) struct Observers {
     pub(crate) display: Display,
     pub(crate) traces: Option<Traces>,
+    pub(crate) board: Board,
 }
 
 impl RunObserver for Observers {
     fn observe(&mut self, event: RunEvent<'_>) {
         self.display.observe(event);
+        self.board.observe(event);
         if let Some(traces) = &mut self.traces {
             traces.observe(event);
         }
@@ -240,7 +243,7 @@ impl RunObserver for Display {
                     self.say(&format!("run {run}"));
                 }
             }
-            RunEvent::StageStarted { index } => self.start(index),
+            RunEvent::StageStarted { index, .. } => self.start(index),
             RunEvent::Stage {
                 index,
                 event: StageEvent::Progress(progress),
@@ -249,6 +252,19 @@ impl RunObserver for Display {
                 index,
                 event: StageEvent::Warning(warning),
             } => self.say_of(index, &format!("warning: {warning}"), "WARN"),
+            RunEvent::Stage {
+                index,
+                event: StageEvent::Note(note),
+            } => {
+                if !self.is_quiet {
+                    self.say_of(index, note, "INFO");
+                }
+            }
+            // TensorBoard shows them; the progress line shows what counts most.
+            RunEvent::Stage {
+                event: StageEvent::Metrics { .. },
+                ..
+            } => {}
             RunEvent::StageEnded { index, record } => self.end(index, record),
             RunEvent::Stopping => self.say("stopping; once more ends at once"),
             RunEvent::Ended { .. } => {

@@ -97,6 +97,13 @@ pub(crate) fn open_store(arguments: &StoreArgs, project: &Path) -> anyhow::Resul
     }
 }
 
+/// Where files for people are put: beside the data of the store, or in the project's folder when the store is a network away.
+pub(crate) fn local_folder(store: &Store, project: &Path) -> PathBuf {
+    store
+        .local_root()
+        .map_or_else(|| project.join(STORE_FOLDER), Path::to_owned)
+}
+
 /// Opens a store that exists: the one that is named, or that of the project around the current folder.
 pub(crate) fn find_store(arguments: &StoreArgs) -> anyhow::Result<Store> {
     let url = match &arguments.store {

@@ -47,6 +47,9 @@ pub struct StageRecord {
     pub outputs: BTreeMap<String, String>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Facts that it told, such as what a server was asked and what that cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Why it failed, or why it could not be started.
     pub error: Option<String>,
     /// Parts of a map stage that ran, or came from an earlier run.

@@ -149,7 +149,8 @@ pub fn rollout_extras() -> [Field; 2] {
     ]
 }
 
-/// Verdicts, one row per rollout.
+/// Verdicts, one row per rollout. `verify` adds the columns `reason` (text: why, for people) and, where several verifiers or votes
+/// decide, `agreement` (the share of them that say what is said together).
 #[must_use]
 pub fn verdicts() -> SchemaRef {
     schema(vec![

@@ -17,6 +17,7 @@ use engine_runtime::RunOutcome;
 use engine_store::Store;
 use schemas::TableName;
 
+use crate::project::local_folder;
 use findings::Findings;
 
 /// Raised whenever equal tables would give another report.
@@ -52,11 +53,11 @@ pub(crate) fn closing(
     if tables.is_empty() {
         return Ok(());
     }
-    let folder = store
-        .local_root()
-        .map_or_else(|| project.join(".metis"), Path::to_owned)
-        .join("reports")
-        .join(format!("{}-{}", plan.name, digest(plan, &tables)));
+    let folder = local_folder(store, project).join("reports").join(format!(
+        "{}-{}",
+        plan.name,
+        digest(plan, &tables)
+    ));
     if !folder.join(REPORT).exists() {
         let findings = Findings::read(plan, store, &tables)?;
         write(&folder, &findings)

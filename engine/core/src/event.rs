@@ -25,4 +25,13 @@ pub enum StageEvent {
     Progress(Progress),
     /// Something the user should know; kept in the run's record.
     Warning(String),
+    /// A fact for the reader, such as a plan of memory: shown once, no cause for worry.
+    Note(String),
+    /// Numbers of a step of training as they come, for those who watch. The `metrics` table is the record.
+    Metrics {
+        /// Counted from 1.
+        step: u64,
+        /// Names and values.
+        values: Vec<(String, f64)>,
+    },
 }

@@ -67,6 +67,11 @@ pub trait OperatorConfig: Debug + Send + Sync {
     /// All faults found.
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>>;
 
+    /// Where this configuration runs, if it is elsewhere than its kind says ([`OperatorKind::PLACEMENT`]).
+    fn placement(&self) -> Option<Placement> {
+        None
+    }
+
     /// Files and folders outside the store that it reads.
     fn externals(&self) -> Vec<External> {
         Vec::new()
@@ -110,7 +115,7 @@ pub trait OperatorKind:
     const VERSION: u32;
     /// How it works on its rows.
     const FAMILY: Family;
-    /// Where it runs.
+    /// Where it runs, unless a configuration says otherwise ([`OperatorConfig::placement`]).
     const PLACEMENT: Placement;
     /// Whether the stage's seed can change its output.
     const USES_SEED: bool;

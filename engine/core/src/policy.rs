@@ -3,6 +3,10 @@
 //! The verbs are coarse enough that no tensor crosses and fine enough that supervised and reinforcement
 //! learning are ordinary functions over them. `operators/torch` implements both traits.
 
+mod loss;
+mod memory;
+mod training;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,6 +15,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+
+pub use loss::{KlEstimator, KlPenalty, Loss, LossReport, PolicyLoss, RatioLevel, Surrogate};
+pub use memory::{MemoryDemand, MemoryPlan};
+pub use training::{LoraOptions, Masters, TrainOptions};
 
 /// Number format of a model's weights on its device.
 #[derive(
@@ -251,67 +259,45 @@ pub struct GenerationProgress {
     pub tokens: usize,
 }
 
+/// Follows a `generate` call from the thread that made it.
+pub trait GenerationWatch {
+    /// Called about once for each token position; `Break` ends the call with [`ModelError::Interrupted`].
+    fn progress(&mut self, progress: GenerationProgress) -> ControlFlow<()>;
+
+    /// Called once for each request, as soon as its completion is known, so that it can be judged while others are sampled.
+    /// `index` is its place among the requests.
+    fn finished(&mut self, _index: usize, _completion: &Completion) {}
+}
+
+/// A function of the progress is a watch that does not look at completions.
+impl<F: FnMut(GenerationProgress) -> ControlFlow<()>> GenerationWatch for F {
+    fn progress(&mut self, progress: GenerationProgress) -> ControlFlow<()> {
+        self(progress)
+    }
+}
+
 /// One sequence to learn from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TrainSequence {
     /// The prompt; its tokens carry no loss.
     pub prompt: Arc<TokenizedPrompt>,
-    /// Completion token ids; every one carries loss.
+    /// Completion token ids.
     pub completion: Vec<u32>,
+    /// Whether each completion token carries loss, for conversations with several turns; empty: every one does.
+    pub loss_mask: Vec<bool>,
     /// Factor of every token's loss. The caller chooses the aggregation with it: `1 / (sequences * length)` is the
     /// sequence mean, `1 / tokens` the token mean, over the *whole* optimizer step.
     pub token_weight: f32,
-    /// Advantage of every token (policy-gradient losses only).
-    pub advantage: f32,
-    /// Log-probabilities that the sampler gave (policy-gradient losses only; empty otherwise).
+    /// Advantage of each completion token, or one value for all of them (policy losses only).
+    pub advantages: Vec<f32>,
+    /// Log-probabilities of the completion tokens that ratios are taken to: those that the sampler gave, or recomputed ones at
+    /// the start of the rollout's updates (policy losses only; empty otherwise).
     pub sampler_logprobs: Vec<f32>,
-}
-
-/// What to minimise. Every variant sums `token_weight * token loss` over completion tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Loss {
-    /// Negative log-probability of the completion tokens.
-    CrossEntropy,
-    /// `max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r` the ratio to the sampler's probability
-    /// (GRPO, `DeepSeekMath` eq. 3; asymmetric clip of DAPO eq. 8; no KL term).
-    ClippedSurrogate {
-        /// Lower clip range.
-        clip_low: f64,
-        /// Upper clip range.
-        clip_high: f64,
-    },
-}
-
-/// What one `forward_backward` saw. Sums are over completion tokens of the call.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossReport {
-    /// Weighted loss of the call: calls of one step add up to the step's loss.
-    pub loss: f64,
-    /// Completion tokens.
-    pub tokens: usize,
-    /// Sum of the entropy of the policy, in nats.
-    pub entropy_sum: f64,
-    /// Tokens whose ratio was cut at the lower bound with an effect on the loss.
-    pub clipped_low: usize,
-    /// Tokens whose ratio was cut at the upper bound with an effect on the loss.
-    pub clipped_high: usize,
-    /// Sum of |recomputed - sampled| log-probability.
-    pub logprob_gap_sum: f64,
-    /// Largest |recomputed - sampled| log-probability.
-    pub logprob_gap_max: f64,
-}
-
-impl LossReport {
-    /// Adds what another call of the same step saw.
-    pub fn add(&mut self, part: &Self) {
-        self.loss += part.loss;
-        self.tokens += part.tokens;
-        self.entropy_sum += part.entropy_sum;
-        self.clipped_low += part.clipped_low;
-        self.clipped_high += part.clipped_high;
-        self.logprob_gap_sum += part.logprob_gap_sum;
-        self.logprob_gap_max = self.logprob_gap_max.max(part.logprob_gap_max);
-    }
+    /// Log-probabilities of the completion tokens under the reference model, where the loss has a divergence term.
+    pub reference_logprobs: Vec<f32>,
+    /// Factor of each token's negative log-probability, added to a policy loss: the positive-example loss of VAPO
+    /// (arXiv 2504.05118, section 4.5); 0: none.
+    pub imitation_weight: f32,
 }
 
 /// How a model is loaded.
@@ -323,21 +309,16 @@ pub struct LoadOptions {
     pub training: Option<TrainOptions>,
 }
 
-/// What does not change from one optimizer step to the next.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainOptions {
-    /// Parameters whose name starts with one of these are not trained, for example `visual.`.
-    pub freeze: Vec<String>,
-    /// First AdamW moment decay.
-    pub beta1: f64,
-    /// Second AdamW moment decay.
-    pub beta2: f64,
-    /// AdamW denominator guard.
-    pub epsilon: f64,
-    /// Decoupled weight decay of matrices; vectors (biases, norms) have none.
-    pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm.
-    pub max_grad_norm: f64,
+/// A set of weights of a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightSet {
+    /// As they are trained, adapters included.
+    #[default]
+    Current,
+    /// Their moving average ([`TrainOptions::averaging`]).
+    Averaged,
+    /// Without adapters ([`TrainOptions::lora`]): the model that training started from.
+    Base,
 }
 
 /// What one optimizer step did.
@@ -397,8 +378,8 @@ pub trait Policy: Send {
         max_new_tokens: usize,
     ) -> Result<(), ModelError>;
 
-    /// Samples one completion per request, in the order of the requests. `progress` is called about once per
-    /// decoding step and may break off, which gives [`ModelError::Interrupted`].
+    /// Samples one completion per request, in the order of the requests. `watch` follows and may break off, which gives
+    /// [`ModelError::Interrupted`].
     ///
     /// # Errors
     /// When a prompt does not fit the model (context length, image placeholders), or on a device error.
@@ -406,7 +387,7 @@ pub trait Policy: Send {
         &mut self,
         requests: &[GenerationRequest],
         params: &SamplingParams,
-        progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+        watch: &mut dyn GenerationWatch,
     ) -> Result<Vec<Completion>, ModelError>;
 
     /// Opens a batch that requests can enter and leave at any time.
@@ -427,7 +408,8 @@ pub trait Policy: Send {
     /// Adds the gradient of the weighted loss of these sequences. Micro-batches of one optimizer step are calls in a row.
     ///
     /// # Errors
-    /// [`ModelError::NonFinite`] when the loss is not finite; gradients are then as before the call.
+    /// [`ModelError::NonFinite`] when the loss is not finite. Gradients are then as before the call, or, on a device where a second
+    /// set of them would not fit, those of the step so far are gone: no update may follow.
     fn forward_backward(
         &mut self,
         sequences: &[TrainSequence],
@@ -440,12 +422,37 @@ pub trait Policy: Send {
     /// [`ModelError::NonFinite`] when the gradient norm is not finite; the weights are then unchanged.
     fn optimizer_step(&mut self, learning_rate: f64) -> Result<StepReport, ModelError>;
 
-    /// Writes the weights as `model.safetensors` (16-bit or 32-bit as the model is held) with `config.json`, and copies
-    /// tokenizer and processor files of the folder that it was loaded from.
+    /// Takes a set of weights for `generate`, `session`, `logprobs` and `save` until another is taken. Training calls need
+    /// [`WeightSet::Current`], which a policy begins with.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] when the model was loaded without what the set needs.
+    fn use_weights(&mut self, weights: WeightSet) -> Result<(), ModelError>;
+
+    /// Gives back the memory of the last `generate` call: key-value cache, workspace. Called before an update.
+    fn release_generation(&mut self);
+
+    /// Plans the memory of the work that is to come. Nothing is allocated.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] when it cannot fit: the message has the parts and says what to change.
+    fn plan_memory(&self, demand: &MemoryDemand) -> Result<MemoryPlan, ModelError>;
+
+    /// The most bytes that the process has held on its device (its resident memory for a CPU) so far.
+    fn peak_memory(&self) -> u64;
+
+    /// Writes the weights in use, adapters merged, as `model.safetensors` (16-bit or 32-bit as the model is held) with
+    /// `config.json`, and copies tokenizer and processor files of the folder that it was loaded from.
     ///
     /// # Errors
     /// When the folder cannot be written.
     fn save(&self, folder: &Path) -> Result<(), ModelError>;
+
+    /// Writes the adapters as peft has them: `adapter_model.safetensors` and `adapter_config.json`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or the model has no adapters.
+    fn save_adapter(&self, folder: &Path) -> Result<(), ModelError>;
 
     /// Writes everything that training goes on from: weights as the optimizer holds them, its moments, its count of steps.
     /// Gradients are not part of it: it is called between two optimizer steps.

@@ -25,7 +25,7 @@ pub struct OperatorEntry {
     pub version: u32,
     /// How it works on its rows.
     pub family: Family,
-    /// Where it runs.
+    /// Where it runs, unless a configuration says otherwise.
     pub placement: Placement,
     /// Whether the seed can change its output.
     pub uses_seed: bool,

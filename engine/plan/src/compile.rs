@@ -76,7 +76,7 @@ pub fn plan(document: &Document, registry: &Registry) -> Result<Plan, Vec<Proble
             kind: operator.entry.kind,
             version: operator.entry.version,
             family: operator.entry.family,
-            placement: operator.entry.placement,
+            placement: (operator.config.placement()).unwrap_or(operator.entry.placement),
             uses_seed: operator.entry.uses_seed,
             seed: match entry.seed {
                 Some(seed) => seed,

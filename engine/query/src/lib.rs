@@ -5,6 +5,7 @@
 mod catalog;
 mod conform;
 mod error;
+mod expressions;
 mod json;
 mod parts;
 mod session;
@@ -12,6 +13,7 @@ mod session;
 pub use catalog::{Catalog, StoredDataset, StoredRun};
 pub use conform::{conform, storage_schema};
 pub use error::QueryError;
+pub use expressions::{ExpressionError, Expressions, Values, side_by_side};
 pub use json::rows_to_json;
 pub use session::{Order, QuerySession};
 

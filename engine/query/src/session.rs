@@ -277,6 +277,30 @@ impl QuerySession {
         port: &str,
         mut look: impl FnMut(&RecordBatch),
     ) -> Result<u64, OperatorError> {
+        let mut rows = 0;
+        for batch in self.stream(frame) {
+            if io.is_cancelled() {
+                return Err(OperatorError::Interrupted);
+            }
+            let batch = conform(&batch?, schema)?;
+            rows += batch.num_rows() as u64;
+            if batch.num_rows() > 0 {
+                look(&batch);
+                io.write(port, batch)?;
+            }
+        }
+        if rows == 0 {
+            io.write(port, RecordBatch::new_empty(Arc::clone(schema)))?;
+        }
+        Ok(rows)
+    }
+
+    /// The rows of a query as they come. The query goes on beside the caller, a few batches ahead, and ends when the iterator
+    /// is dropped. Two streams side by side need a session each: one that waits for its reader holds the session's thread.
+    pub fn stream(
+        &self,
+        frame: DataFrame,
+    ) -> impl Iterator<Item = Result<RecordBatch, QueryError>> + use<> {
         let (sender, receiver) = mpsc::sync_channel(BATCHES_IN_FLIGHT);
         self.runtime().spawn(async move {
             let mut stream = match frame.execute_stream().await {
@@ -296,24 +320,15 @@ impl QuerySession {
             // Said aloud: a query that panics ends the channel too, and its rows so far are no result.
             let _ = sender.send(Ok(None));
         });
-        let mut rows = 0;
-        loop {
-            let batch = receiver.recv().unwrap_or_else(|_| Err(broken_down()))?;
-            let Some(batch) = batch else { break };
-            if io.is_cancelled() {
-                return Err(OperatorError::Interrupted);
+        let mut has_ended = false;
+        std::iter::from_fn(move || {
+            if has_ended {
+                return None;
             }
-            let batch = conform(&batch, schema)?;
-            rows += batch.num_rows() as u64;
-            if batch.num_rows() > 0 {
-                look(&batch);
-                io.write(port, batch)?;
-            }
-        }
-        if rows == 0 {
-            io.write(port, RecordBatch::new_empty(Arc::clone(schema)))?;
-        }
-        Ok(rows)
+            let batch = receiver.recv().unwrap_or_else(|_| Err(broken_down()));
+            has_ended = !matches!(batch, Ok(Some(_)));
+            batch.transpose()
+        })
     }
 
     /// Runs a future on the session's threads and waits for it without needing or blocking another runtime.

@@ -1,6 +1,6 @@
 //! What a run tells while it goes on.
 
-use engine_core::StageEvent;
+use engine_core::{Digest, StageEvent};
 use schemas::record::StageRecord;
 
 use crate::outcome::RunOutcome;
@@ -17,6 +17,8 @@ pub enum RunEvent<'a> {
     StageStarted {
         /// Place in the plan.
         index: usize,
+        /// Key of its result.
+        key: &'a Digest,
     },
     /// A running stage tells something.
     Stage {

@@ -1,30 +1,60 @@
 //! distill: turns a model's own correct rollouts into training examples, some for each prompt.
 //!
-//! Kept are correct completions that ended by themselves (a truncated one would teach not to stop), each token
-//! sequence once. Their tokens go on as they were sampled.
+//! Kept are correct completions that ended by themselves (a truncated one would teach not to stop). In this order: repeats of
+//! the same tokens go, then copies of evaluation sets, then as many of a prompt as `keep` says are taken in its order, passing
+//! over near duplicates, then the caps of `max` are drawn. Tokens go on as they were sampled. Examples come in the order of the
+//! prompts, and within a prompt by sample.
+//!
+//! Narrow columns are read first: in memory are the ids of the prompts, some bits for each rollout, and eight bytes for each
+//! candidate. Texts and tokens are read once (twice with `max`) and only those of prompts that are being looked at are held.
 
-use arrow::array::AsArray;
+mod candidates;
+mod caps;
+mod choose;
+mod contamination;
+mod groups;
+mod prompts;
+mod samples;
+mod writer;
+
 use engine_core::operator::Family;
 use engine_core::{
     Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
-    PortTypes, Ports, StageContext, StageIo,
+    PortTypes, Ports, StageContext, StageEvent, StageIo,
 };
-use engine_query::{Order, QuerySession};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
 
-use crate::draw::draw;
-use crate::judged::is_correct;
+use candidates::Candidates;
+pub use caps::Caps;
+use caps::Chosen;
+use choose::{Chooser, Dropped};
+use contamination::{Evaluation, Found};
+use groups::each_prompt;
+use prompts::Prompts;
+use writer::ExampleWriter;
+
+/// The port of what is left out because of an evaluation set.
+const CONTAMINATED: &str = "contaminated";
 
 /// Which correct rollouts become examples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Distill {
     /// How many of a prompt's correct rollouts are kept, and which.
     pub keep: Keep,
     /// Whether a rollout must have the required format as well.
     pub require_format: bool,
+    /// Leaves out rollouts that are much like one that is kept.
+    #[serde(default)]
+    pub near_duplicates: Option<NearDuplicates>,
+    /// Leaves out what has passages of the evaluation sets on the input `evaluation`, and lists it on the port `contaminated`.
+    #[serde(default)]
+    pub decontaminate: Option<Decontaminate>,
+    /// Most examples by source and in all.
+    #[serde(default)]
+    pub max: Option<Caps>,
 }
 
 /// Which of a prompt's correct rollouts are kept, at most so many.
@@ -39,6 +69,40 @@ pub enum Keep {
     Random(u32),
     /// Those with the highest reward; among equals the first. The only rule that reads the input `scores`, and needs it.
     Best(u32),
+    /// The first, then each time the one that is least like those taken, by the Jaccard similarity of their n-grams of words.
+    Diverse(u32),
+}
+
+/// Near duplicates: texts whose sets of n-grams have a Jaccard similarity from the threshold on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NearDuplicates {
+    /// Similarity from which on two texts are near duplicates; 0.8 is usual.
+    pub threshold: f64,
+    /// Words of an n-gram; 5 is usual.
+    pub words: u32,
+    /// Where near duplicates are looked for.
+    pub within: Scope,
+}
+
+/// Where near duplicates are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Among the rollouts of a prompt, exactly: what is like one taken is passed over and the next one is looked at.
+    Prompt,
+    /// Among the rollouts of a prompt, and then among all examples by MinHash: of two that are alike the one of the earlier prompt
+    /// stays, and the other is not replaced. Holds about half a KiB for each example.
+    All,
+}
+
+/// What counts as a copied passage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Decontaminate {
+    /// Words that a question or an answer must have in common with an evaluation question or solution, one after the other; 8
+    /// to 13 are usual. Shorter texts must be equal as a whole.
+    pub words: u32,
 }
 
 impl Keep {
@@ -47,23 +111,15 @@ impl Keep {
             Self::First(count)
             | Self::Shortest(count)
             | Self::Random(count)
-            | Self::Best(count) => count,
-        }
-    }
-
-    fn order(self) -> &'static str {
-        match self {
-            Self::First(_) => "sample",
-            Self::Shortest(_) => "length, sample",
-            Self::Random(_) => "draw(concat(prompt_id, ' ', CAST(sample AS VARCHAR))), sample",
-            Self::Best(_) => "reward DESC, sample",
+            | Self::Best(count)
+            | Self::Diverse(count) => count,
         }
     }
 }
 
 impl OperatorKind for Distill {
     const KIND: &'static str = "distill";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Query;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = true;
@@ -72,6 +128,7 @@ impl OperatorKind for Distill {
 
 impl OperatorConfig for Distill {
     fn ports(&self) -> Ports {
+        let columns = InputType::columns;
         let rollouts = [
             "prompt_id",
             "sample",
@@ -80,85 +137,94 @@ impl OperatorConfig for Distill {
             "finish_reason",
             "model",
         ];
+        let verdicts = ["prompt_id", "sample", "verdict", "format_ok"];
+        let evaluation = ["prompt_id", "messages", "solution", "source"];
+        let mut prompts = vec!["prompt_id", "messages"];
+        if self.max.as_ref().is_some_and(Caps::needs_sources) {
+            prompts.push("source");
+        }
         let inputs = vec![
-            InputPort::new(
-                "prompts",
-                InputType::columns(TableName::Prompts, &["prompt_id", "messages"]),
-            ),
-            InputPort::new(
-                "rollouts",
-                InputType::columns(TableName::Rollouts, &rollouts),
-            ),
-            InputPort::new(
-                "verdicts",
-                InputType::columns(
-                    TableName::Verdicts,
-                    &["prompt_id", "sample", "verdict", "format_ok"],
-                ),
-            ),
+            InputPort::new("prompts", columns(TableName::Prompts, &prompts)),
+            InputPort::new("rollouts", columns(TableName::Rollouts, &rollouts)),
+            InputPort::new("verdicts", columns(TableName::Verdicts, &verdicts)),
             InputPort::new(
                 "scores",
-                InputType::columns(TableName::Scores, &["prompt_id", "sample", "reward"]),
+                columns(TableName::Scores, &["prompt_id", "sample", "reward"]),
             )
             .optional(),
+            InputPort::new("evaluation", columns(TableName::Prompts, &evaluation))
+                .optional()
+                .many(),
         ];
-        Ports::new(inputs, &["examples"])
+        let mut outputs = vec!["examples"];
+        if self.decontaminate.is_some() {
+            outputs.push(CONTAMINATED);
+        }
+        Ports::new(inputs, &outputs)
     }
 
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
-        if self.keep.count() == 0 {
-            return Err(vec![
-                Fault::at("wrong-value", "keep", "`keep` keeps 0 rollouts of a prompt")
-                    .with_help("write 1 or more"),
-            ]);
+        let faults = self.faults(inputs);
+        if !faults.is_empty() {
+            return Err(faults);
         }
-        if self.uses_scores() && inputs.get("scores").is_none_or(Vec::is_empty) {
-            let fault = Fault::at(
-                "missing-input",
-                "keep",
-                "`best` goes by reward, and the input `scores` is not connected",
-            );
-            return Err(vec![fault.with_help(
-                "connect a `score` stage as `scores`, or keep the first or the shortest",
-            )]);
-        }
-        Ok(PortTypes::from([(
+        let mut types = PortTypes::from([(
             "examples".to_owned(),
             vec![PortType::table(TableName::Examples)],
-        )]))
+        )]);
+        if self.decontaminate.is_some() {
+            let contaminated = PortType::Table {
+                table: TableName::Rows,
+                schema: contamination::schema(),
+            };
+            types.insert(CONTAMINATED.to_owned(), vec![contaminated]);
+        }
+        Ok(types)
     }
 
     fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        let session = QuerySession::with_scratch(Order::Any, io.scratch())?;
-        session.register_function(draw(context.seed));
-        for port in ["prompts", "rollouts", "verdicts"] {
-            session.register_port(io, port)?;
+        let evaluation = match self.decontaminate {
+            Some(decontaminate) => Some(Evaluation::read(decontaminate.words as usize, io)?),
+            None => None,
+        };
+        let prompts = Prompts::read(self, evaluation.as_ref(), io)?;
+        let candidates = Candidates::read(self, &prompts, io)?;
+        let mut chooser = Chooser::new(self, context.seed, evaluation.as_ref());
+        let mut writer = ExampleWriter::new(io)?;
+        let mut chosen = Vec::new();
+        let caps = self.max.as_ref().filter(|caps| caps.is_any());
+        each_prompt(&candidates, io, |io, prompt, rows| {
+            let id = prompts.index.id(prompt);
+            let kept = chooser.choose(id, prompts.salts(prompt), &candidates.rewards, rows);
+            if caps.is_none() {
+                return writer.write(prompt, kept, io);
+            }
+            chosen.extend(kept.into_iter().map(|row| Chosen {
+                number: row.number,
+                prompt,
+                sample: row.sample,
+            }));
+            Ok(())
+        })?;
+        let mut over_caps = 0;
+        if let Some(caps) = caps {
+            let before = chosen.len() as u64;
+            let id = |prompt| prompts.index.id(prompt);
+            let source = |prompt| prompts.source(prompt);
+            let kept = caps.kept(context.seed, chosen, candidates.pairs.len(), id, source);
+            let left = candidates.only(&kept);
+            over_caps = before - left.pairs.len() as u64;
+            each_prompt(&left, io, |io, prompt, rows| writer.write(prompt, rows, io))?;
         }
-        if self.uses_scores() {
-            session.register_port(io, "scores")?;
+        writer.flush(io)?;
+        let (dropped, mut found) = (chooser.dropped, chooser.found);
+        tell(io, &candidates, &dropped, over_caps, writer.written);
+        if let Some(evaluation) = &evaluation {
+            found.splice(0..0, prompts.contaminated);
+            tell_contaminated(io, evaluation, &found);
+            io.write(CONTAMINATED, evaluation.table(&found)?)?;
         }
-        for port in ["rollouts", "verdicts"] {
-            check_named_once(&session, port)?;
-        }
-        let frame = session.sql(&self.query())?;
-        session.write(frame, &TableName::Examples.schema(), io, "examples")?;
         Ok(())
-    }
-}
-
-/// Rollouts meet their verdicts by prompt and sample. The rollouts of a training stage have each pair in every step, and a
-/// wrong answer would meet the verdict of a right one.
-fn check_named_once(session: &QuerySession, port: &str) -> Result<(), OperatorError> {
-    let twice = session.collect(session.sql(&format!(
-        "SELECT prompt_id FROM {port} GROUP BY prompt_id, sample HAVING COUNT(*) > 1 ORDER BY prompt_id LIMIT 1"
-    ))?)?;
-    match twice.iter().find(|batch| batch.num_rows() > 0) {
-        None => Ok(()),
-        Some(batch) => Err(OperatorError::Data(format!(
-            "`{port}` has a sample of prompt `{}` more than once; connect a `rollout` stage and its verdicts, or choose one \
-             training step with a `sql` stage",
-            batch.column(0).as_string::<i64>().value(0)
-        ))),
     }
 }
 
@@ -167,190 +233,122 @@ impl Distill {
         matches!(self.keep, Keep::Best(_))
     }
 
-    fn query(&self) -> String {
-        let format = if self.require_format {
-            "AND v.format_ok"
-        } else {
-            ""
+    fn faults(&self, inputs: &PortTypes) -> Vec<Fault> {
+        let is_connected = |port: &str| inputs.get(port).is_some_and(|types| !types.is_empty());
+        let mut faults = Vec::new();
+        if self.keep.count() == 0 {
+            faults.push(
+                Fault::at("wrong-value", "keep", "`keep` keeps 0 rollouts of a prompt")
+                    .with_help("write 1 or more"),
+            );
+        }
+        if self.uses_scores() && !is_connected("scores") {
+            let message = "`best` goes by reward, and the input `scores` is not connected";
+            faults.push(Fault::at("missing-input", "keep", message).with_help(
+                "connect a `score` stage as `scores`, or keep the first or the shortest",
+            ));
+        }
+        let mut wrong = |key: &str, inner: &str, message: String, help: &str| {
+            let mut fault = Fault::at("wrong-value", key, message).with_help(help);
+            fault.path.push(inner.to_owned());
+            faults.push(fault);
         };
-        let (reward, scores) = if self.uses_scores() {
-            (
-                ", s.reward AS reward",
-                "JOIN scores s ON s.prompt_id = r.prompt_id AND s.sample = r.sample",
-            )
-        } else {
-            ("", "")
-        };
-        format!(
-            "WITH good AS ( \
-                 SELECT r.prompt_id AS prompt_id, r.sample AS sample, coalesce(array_length(r.token_ids), character_length(r.text)) AS length{reward}, \
-                        row_number() OVER (PARTITION BY r.prompt_id, coalesce(array_to_string(r.token_ids, ' '), r.text) ORDER BY r.sample) AS copy \
-                 FROM rollouts r JOIN verdicts v ON v.prompt_id = r.prompt_id AND v.sample = r.sample {scores} \
-                 WHERE {correct} {format} AND r.finish_reason = 'stop'), \
-             ranked AS ( \
-                 SELECT prompt_id, sample, row_number() OVER (PARTITION BY prompt_id ORDER BY {order}) AS place FROM good WHERE copy = 1), \
-             kept AS (SELECT prompt_id, sample FROM ranked WHERE place <= {count}) \
-             SELECT p.prompt_id, p.messages, r.text, r.token_ids, 'self' AS origin, r.model \
-             FROM kept k JOIN rollouts r ON r.prompt_id = k.prompt_id AND r.sample = k.sample JOIN prompts p ON p.prompt_id = k.prompt_id \
-             ORDER BY k.prompt_id, k.sample",
-            correct = is_correct("v"),
-            order = self.keep.order(),
-            count = self.keep.count(),
-        )
+        if let Some(near) = self.near_duplicates {
+            if !(near.threshold > 0.0 && near.threshold <= 1.0) {
+                let message = format!("`threshold` is {}", near.threshold);
+                let help = "write a similarity above 0 and up to 1, such as 0.8";
+                wrong("near-duplicates", "threshold", message, help);
+            }
+            if near.words == 0 {
+                let message = "n-grams have 0 words".to_owned();
+                wrong(
+                    "near-duplicates",
+                    "words",
+                    message,
+                    "write 1 or more, such as 5",
+                );
+            }
+        }
+        if self
+            .decontaminate
+            .is_some_and(|decontaminate| decontaminate.words == 0)
+        {
+            let message = "n-grams have 0 words".to_owned();
+            wrong(
+                "decontaminate",
+                "words",
+                message,
+                "write 1 or more, such as 10",
+            );
+        }
+        faults.extend(self.max.as_ref().and_then(Caps::fault));
+        match (&self.decontaminate, is_connected("evaluation")) {
+            (Some(_), false) => faults.push(
+                Fault::at(
+                    "missing-input",
+                    "decontaminate",
+                    "the input `evaluation` is not connected",
+                )
+                .with_help("connect the evaluation prompts, such as `evaluation: [test]`"),
+            ),
+            (None, true) => faults.push(
+                Fault::new(
+                    "unused-input",
+                    "the input `evaluation` is read only with `decontaminate`",
+                )
+                .with_help("write `decontaminate: { words: 10 }`, or leave the input out"),
+            ),
+            _ => {}
+        }
+        faults
     }
+}
+
+/// Says what became of the candidates.
+fn tell(
+    io: &dyn StageIo,
+    candidates: &Candidates,
+    dropped: &Dropped,
+    over_caps: u64,
+    written: u64,
+) {
+    let causes = [
+        (dropped.repeats, "exact repeats"),
+        (dropped.contaminated, "with passages of evaluation sets"),
+        (dropped.alike, "near duplicates within their prompt"),
+        (
+            dropped.alike_elsewhere,
+            "near duplicates of other prompts' examples",
+        ),
+        (dropped.surplus, "more than are kept of a prompt"),
+        (over_caps, "over a cap"),
+    ];
+    let causes = causes.iter().filter(|(count, _)| *count > 0);
+    let causes: Vec<String> = causes
+        .map(|(count, cause)| format!("{count} {cause}"))
+        .collect();
+    let all = candidates.pairs.len();
+    let mut note = format!("{written} of {all} candidates kept");
+    if !causes.is_empty() {
+        note.push_str("; dropped: ");
+        note.push_str(&causes.join(", "));
+    }
+    io.event(StageEvent::Note(note));
+}
+
+/// Says, for the record of the run, how much is contaminated.
+fn tell_contaminated(io: &dyn StageIo, evaluation: &Evaluation, found: &[Found]) {
+    if found.is_empty() {
+        return;
+    }
+    let questions = found.iter().filter(|found| found.sample.is_none()).count();
+    let message = format!(
+        "{questions} prompts and {} answers of other prompts have passages of {} evaluation rows; `{CONTAMINATED}` lists them",
+        found.len() - questions,
+        evaluation.len(),
+    );
+    io.event(StageEvent::Warning(message));
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{TestIo, prompts, rollouts_with_tokens, scores, text_values, verdicts};
-    use arrow::array::RecordBatch;
-
-    /// Prompt a: samples 0 to 4, of which 1 repeats 0, 3 is wrong; prompt b: one truncated, one badly formed.
-    fn io(parts: usize) -> TestIo {
-        let rollouts = rollouts_with_tokens(&[
-            ("a", 0, "long", &[1, 2, 3, 9], "stop"),
-            ("a", 1, "long", &[1, 2, 3, 9], "stop"),
-            ("a", 2, "short", &[4, 9], "stop"),
-            ("a", 3, "wrong", &[5], "stop"),
-            ("a", 4, "mid", &[6, 7, 9], "stop"),
-            ("b", 0, "cut", &[1, 2], "length"),
-            ("b", 1, "bare", &[8, 9], "stop"),
-            ("c", 0, "not asked", &[8, 9], "stop"),
-        ]);
-        let verdicts = verdicts(&[
-            ("a", 0, "correct", true),
-            ("a", 1, "correct", true),
-            ("a", 2, "correct", true),
-            ("a", 3, "wrong", true),
-            ("a", 4, "correct", true),
-            ("b", 0, "correct", true),
-            ("b", 1, "correct", false),
-            ("c", 0, "correct", true),
-        ]);
-        let cut = |batch: &RecordBatch| -> Vec<RecordBatch> {
-            (0..batch.num_rows())
-                .step_by(parts)
-                .map(|start| batch.slice(start, parts.min(batch.num_rows() - start)))
-                .collect()
-        };
-        let mut io = TestIo::new();
-        io.input("rollouts", &cut(&rollouts));
-        io.input("verdicts", &cut(&verdicts));
-        io.input(
-            "prompts",
-            &[prompts(&[("b", None, None), ("a", None, None)])],
-        );
-        io.input(
-            "scores",
-            &[scores(&[
-                ("a", 0, 0.5),
-                ("a", 1, 0.5),
-                ("a", 2, 0.75),
-                ("a", 4, 1.5),
-                ("b", 1, 1.0),
-            ])],
-        );
-        io
-    }
-
-    fn texts(keep: Keep, require_format: bool, parts: usize, seed: u64) -> Vec<String> {
-        let mut io = io(parts);
-        io.run(
-            &Distill {
-                keep,
-                require_format,
-            },
-            seed,
-        )
-        .unwrap();
-        let out = io.output("examples");
-        assert_eq!(out.schema(), TableName::Examples.schema());
-        text_values(&out, "text")
-    }
-
-    #[test]
-    fn each_rule_keeps_what_it_says() {
-        for parts in [100, 3, 1] {
-            assert_eq!(texts(Keep::First(2), true, parts, 0), ["long", "short"]);
-            assert_eq!(texts(Keep::Shortest(2), true, parts, 0), ["short", "mid"]);
-            assert_eq!(texts(Keep::Best(1), true, parts, 0), ["mid"]);
-            assert_eq!(
-                texts(Keep::First(10), true, parts, 0),
-                ["long", "short", "mid"]
-            );
-            assert_eq!(texts(Keep::First(1), false, parts, 0), ["long", "bare"]);
-        }
-    }
-
-    #[test]
-    fn random_choice_depends_on_the_seed_alone() {
-        let drawn: Vec<Vec<String>> = (0..20)
-            .map(|seed| texts(Keep::Random(1), true, 100, seed))
-            .collect();
-        assert!(
-            drawn.iter().any(|texts| texts != &drawn[0]),
-            "twenty seeds draw different rollouts"
-        );
-        assert_eq!(texts(Keep::Random(1), true, 2, 3), drawn[3]);
-    }
-
-    #[test]
-    fn samples_that_are_named_twice_are_refused() {
-        let mut io = io(100);
-        let steps = [
-            ("a", 0, "right", &[1, 9][..], "stop"),
-            ("a", 0, "wrong", &[2, 9], "stop"),
-        ];
-        io.input("rollouts", &[rollouts_with_tokens(&steps)]);
-        io.input(
-            "verdicts",
-            &[verdicts(&[
-                ("a", 0, "correct", true),
-                ("a", 0, "wrong", true),
-            ])],
-        );
-        let distill = Distill {
-            keep: Keep::First(2),
-            require_format: true,
-        };
-        let error = io.run(&distill, 0).unwrap_err().to_string();
-        assert!(
-            error.contains("`rollouts` has a sample of prompt `a`"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn best_needs_scores() {
-        let best = Distill {
-            keep: Keep::Best(1),
-            require_format: true,
-        };
-        assert_eq!(
-            best.output_types(&PortTypes::new()).unwrap_err()[0].code,
-            "missing-input"
-        );
-        let connected = PortTypes::from([(
-            "scores".to_owned(),
-            vec![PortType::table(TableName::Scores)],
-        )]);
-        assert!(best.output_types(&connected).is_ok());
-    }
-
-    #[test]
-    fn examples_say_where_they_come_from() {
-        let mut io = io(100);
-        io.run(
-            &Distill {
-                keep: Keep::First(1),
-                require_format: true,
-            },
-            0,
-        )
-        .unwrap();
-        let out = io.output("examples");
-        assert_eq!(text_values(&out, "origin"), ["self"]);
-        assert_eq!(text_values(&out, "model"), ["m"]);
-    }
-}
+mod tests;

@@ -4,40 +4,35 @@
 //! gives must depend on the rows alone, since parts are kept and reused one by one, and it must not matter where they are cut.
 
 mod columns;
-mod memory;
 mod output;
-mod program;
+mod run;
 mod stream;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use engine_core::map::project;
-use engine_core::operator::{Family, missing_externals};
+use engine_core::operator::Family;
 use engine_core::{
-    External, ExternalContent, Fault, InputPort, InputType, MapOperator, MapOutput, MapPart,
-    MapTask, OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes,
-    Ports, StageContext, StageView,
+    External, Fault, InputPort, InputType, MapOperator, MapOutput, MapPart, MapTask,
+    OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports,
+    StageContext, StageView,
 };
+use operators_verifier::program::{self, Program};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use columns::ColumnType;
-use program::{Limits, Program, ProgramError};
+use run::{Limits, ProgramError, Runner};
 use stream::Written;
 
 /// Megabytes that a program may write for a part where the pipeline does not say.
 const OUTPUT_MB: u64 = 256;
-/// Variables that every program gets, if they are set.
-const PASSED_ON: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR"];
-/// Python: the same order of sets in every process, and no files beside the ones whose content is in the key.
-const SET: [(&str, &str); 2] = [("PYTHONHASHSEED", "0"), ("PYTHONDONTWRITEBYTECODE", "1")];
 /// Keys that do not change what a row gives.
 const LIMITS: [&str; 4] = ["timeout-seconds", "memory-mb", "output-mb", "part-rows"];
 
@@ -138,46 +133,11 @@ impl OperatorConfig for Exec {
     }
 
     fn externals(&self) -> Vec<External> {
-        let external = |pointer: String, path: &Path| External {
-            pointer,
-            path: path.to_owned(),
-            content: ExternalContent::Bytes,
-        };
-        let files = self
-            .files
-            .iter()
-            .enumerate()
-            .map(|(index, path)| external(format!("/files/{index}"), path));
-        // A listed file counts by its content in the command too, so that moving it changes nothing.
-        let words = self
-            .command
-            .iter()
-            .enumerate()
-            .filter(|(_, word)| self.files.iter().any(|file| file == Path::new(word)))
-            .map(|(index, word)| external(format!("/command/{index}"), Path::new(word)));
-        files.chain(words).collect()
+        program::externals(&[], &self.command, &self.files)
     }
 
     fn inspect(&self, root: &Path) -> Vec<Fault> {
-        let mut faults = missing_externals(root, &self.externals());
-        faults.retain(|fault| fault.path.first().is_none_or(|key| key == "files"));
-        for (index, word) in self.command.iter().enumerate() {
-            let path = Path::new(word);
-            // The program itself is looked for in PATH, or belongs to the machine.
-            let is_of_machine = index == 0 && (path.is_absolute() || !word.contains('/'));
-            let is_listed = self.files.iter().any(|file| path.starts_with(file));
-            if !is_of_machine && !is_listed && !word.is_empty() && root.join(path).is_file() {
-                faults.push(Fault {
-                    path: vec!["command".to_owned(), index.to_string()],
-                    message: format!("`{word}` is a file and is not listed in `files`"),
-                    help: Some(format!(
-                        "add it, as in `files: [{word}]`: the stage then runs again when it changes"
-                    )),
-                    code: "wrong-value",
-                });
-            }
-        }
-        faults
+        program::inspect(root, &self.command, &self.files)
     }
 
     fn key_config(&self, canonical: &Value, _inputs: &PortTypes) -> Value {
@@ -223,10 +183,8 @@ impl MapOperator for Exec {
     ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
         Ok(Box::new(ExecTask {
             config: self,
-            program: Program {
-                command: &self.command,
-                folder: folder(context.root)?,
-                environment: environment(&self.env)?,
+            runner: Runner {
+                program: Program::new(&self.command, context.root, &self.env)?,
                 limits: Limits {
                     time: Duration::from_secs(self.timeout_seconds),
                     memory_mb: self.memory_mb,
@@ -240,26 +198,13 @@ impl MapOperator for Exec {
 
 impl Exec {
     fn value_faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        if self.command.first().is_none_or(String::is_empty) {
-            faults.push(
-                Fault::at("wrong-value", "command", "there is no program in it")
-                    .with_help("write the program and its arguments, as in `[python3, reward.py]`"),
-            );
-        }
-        let numbers = [
+        let mut faults = program::command_faults(&self.command, &self.env);
+        faults.extend(program::number_faults(&[
             ("timeout-seconds", Some(self.timeout_seconds)),
             ("memory-mb", Some(self.memory_mb)),
             ("output-mb", self.output_mb),
             ("part-rows", self.part_rows.map(u64::from)),
-        ];
-        for (key, _) in numbers.iter().filter(|(_, value)| *value == Some(0)) {
-            faults.push(Fault::at(
-                "wrong-value",
-                key,
-                format!("`{key}` must be at least 1"),
-            ));
-        }
+        ]));
         let needs = [("keep", !self.keep.is_empty()), ("errors", self.errors)];
         for (key, _) in needs.iter().filter(|(_, is_used)| *is_used) {
             if self.rows != RowsRule::OneToOne {
@@ -273,17 +218,6 @@ impl Exec {
                 );
             }
         }
-        let is_name = |name: &str| !name.is_empty() && !name.contains(['=', '\0']);
-        if let Some(name) = self.env.iter().find(|name| !is_name(name)) {
-            faults.push(
-                Fault::at(
-                    "wrong-value",
-                    "env",
-                    format!("`{name}` is no name of a variable"),
-                )
-                .with_help("write names only; the values are those that metis-flow has"),
-            );
-        }
         faults
     }
 }
@@ -296,49 +230,9 @@ fn without_limits(canonical: &Value) -> Value {
     config
 }
 
-/// The project folder as a program can be started in it.
-fn folder(root: &Path) -> Result<PathBuf, OperatorError> {
-    let named = if root.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        root
-    };
-    std::path::absolute(named).map_err(|source| OperatorError::File {
-        message: "cannot use the project folder".to_owned(),
-        path: root.to_owned(),
-        source,
-    })
-}
-
-/// The variables that the program gets.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a program needs PATH to be found, and the pipeline names what else it gets; the documentation of `env` says that values do not count"
-)]
-fn environment(names: &[String]) -> Result<Vec<(OsString, OsString)>, OperatorError> {
-    let mut variables: Vec<(OsString, OsString)> = SET
-        .iter()
-        .map(|(name, value)| (OsString::from(name), OsString::from(value)))
-        .collect();
-    for name in PASSED_ON {
-        if let Some(value) = std::env::var_os(name) {
-            variables.push((name.into(), value));
-        }
-    }
-    for name in names {
-        let value = std::env::var_os(name).ok_or_else(|| {
-            OperatorError::Data(format!(
-                "the environment variable `{name}` is not set, and `env` says that the program needs it; set it and run again"
-            ))
-        })?;
-        variables.push((name.into(), value));
-    }
-    Ok(variables)
-}
-
 struct ExecTask<'a> {
     config: &'a Exec,
-    program: Program<'a>,
+    runner: Runner,
     view: &'a dyn StageView,
 }
 
@@ -358,7 +252,7 @@ impl MapTask for ExecTask<'_> {
             let take =
                 |written: &Written| output::take_rows(self.config, &schema, part.rows, written);
             let is_cancelled = || self.view.is_cancelled();
-            self.program
+            self.runner
                 .run(given, &is_cancelled, take)
                 .map_err(|error| match error {
                     ProgramError::Interrupted => OperatorError::Interrupted,

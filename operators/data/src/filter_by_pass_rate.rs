@@ -1,158 +1,303 @@
-//! filter-by-pass-rate: splits prompts by how often their rollouts are right: always, sometimes, never.
+//! filter-by-pass-rate: splits prompts by how often their rollouts are right: always, sometimes, never, or by bands of the
+//! user's own.
 //!
-//! Decided on two integers, usable and correct samples, never on a rounded rate. Prompts without a usable sample, or with
-//! fewer than `min-samples`, go to no port; `pass_rates` still has a row for every prompt with a usable sample.
+//! Decided on two integers, usable and correct samples, never on a rounded rate. Every prompt goes to one of these ports:
+//! what has too few usable samples goes to `undecided`, what is in no band to `others`. `more` is beside them: the prompts whose
+//! pass rate is not known well enough yet. Prompts keep their order; `pass_rates` has a row for every prompt with a usable
+//! sample, in the order of the verdicts.
 
+mod bands;
+mod beta;
+mod posterior;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Int64Type;
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, LargeStringArray, RecordBatch, UInt32Array,
+};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use engine_core::operator::Family;
 use engine_core::{
     Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
     PortTypes, Ports, StageContext, StageEvent, StageIo,
 };
-use engine_query::{Order, QuerySession};
+use engine_query::{Order, QuerySession, conform};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
 
-use crate::judged::{is_correct, is_judged};
+pub use bands::Band;
+use bands::Bands;
+pub(crate) use bands::is_port_name;
+use beta::Interval;
+use posterior::Intervals;
+pub use posterior::Posterior;
+
+use crate::fraction::Fraction;
+use crate::judged::judgement;
+use crate::prompt_index::{Lookup, PromptIndex, texts};
+
+/// Prompts with fewer usable samples than asked.
+const UNDECIDED: &str = "undecided";
+/// Counts and rates.
+const PASS_RATES: &str = "pass_rates";
+/// Prompts that another stage should sample more.
+const MORE: &str = "more";
+/// Rows of a batch that is written.
+const BATCH_ROWS: usize = 8192;
 
 /// How prompts are split by pass rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FilterByPassRate {
-    /// Usable samples that a prompt must have to go to a port; 1 when left out.
+    /// Usable samples that a prompt must have to be decided on; 1 when left out. The others go to the port `undecided`.
     #[serde(default)]
     pub min_samples: Option<u32>,
+    /// Bands of pass rates, each a port of that name, in the place of `solved`, `partial` and `failed`. They must not overlap;
+    /// prompts in none of them go to the port `others`.
+    #[serde(default)]
+    pub bands: Option<BTreeMap<String, Band>>,
+    /// What is known of each prompt's pass rate after all samples of all inputs, as a Beta distribution. Gives `pass_rates` the
+    /// columns `posterior_mean`, `posterior_low` and `posterior_high`.
+    #[serde(default)]
+    pub posterior: Option<Posterior>,
 }
 
-/// Ports of prompts and the condition on the counts for each.
-const BUCKETS: [(&str, &str); 3] = [
-    ("solved", "r.correct = r.samples"),
-    ("partial", "r.correct > 0 AND r.correct < r.samples"),
-    ("failed", "r.correct = 0"),
-];
-
-/// Columns of pass rates that decide: the prompt, its samples, the correct ones.
-const COUNTS: [usize; 3] = [0, 1, 2];
+/// What is counted of a prompt.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    samples: u32,
+    correct: u32,
+}
 
 impl OperatorKind for FilterByPassRate {
     const KIND: &'static str = "filter-by-pass-rate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const FAMILY: Family = Family::Query;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = false;
-    const ABOUT: &'static str = "splits prompts into solved, partial and failed by exact counts";
+    const ABOUT: &'static str =
+        "splits prompts into solved, partial and failed, or into bands, by exact counts";
 }
 
 impl OperatorConfig for FilterByPassRate {
     fn ports(&self) -> Ports {
+        let bands = self.bands();
+        let mut outputs = bands.ports();
+        outputs.extend([UNDECIDED, PASS_RATES]);
+        if self.asks_for_more() {
+            outputs.push(MORE);
+        }
         Ports::new(
             vec![
                 InputPort::new(
                     "verdicts",
                     InputType::columns(TableName::Verdicts, &["prompt_id", "verdict"]),
-                ),
+                )
+                .many(),
                 InputPort::new("prompts", InputType::table(TableName::Prompts)),
             ],
-            &["solved", "partial", "failed", "pass_rates"],
+            &outputs,
         )
     }
 
     fn output_types(&self, inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
+        let mut faults = Vec::new();
         if self.min_samples == Some(0) {
             let fault = Fault::at("wrong-value", "min-samples", "`min-samples` is 0")
                 .with_help("write 1 or more, or leave it out");
-            return Err(vec![fault]);
+            faults.push(fault);
         }
-        // The three ports keep every column of the prompts.
+        if let Some(bands) = &self.bands {
+            faults.extend(bands::faults(bands));
+        }
+        if let Some(posterior) = &self.posterior {
+            faults.extend(posterior.faults());
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        // Ports of prompts keep every column of the prompts.
         let prompts = inputs.get("prompts").cloned().unwrap_or_default();
-        let mut types: PortTypes = BUCKETS
-            .iter()
-            .map(|(port, _)| ((*port).to_owned(), prompts.clone()))
+        let mut types: PortTypes = self
+            .ports()
+            .outputs
+            .into_iter()
+            .map(|port| (port.name, prompts.clone()))
             .collect();
         types.insert(
-            "pass_rates".to_owned(),
-            vec![PortType::table(TableName::PassRates)],
+            PASS_RATES.to_owned(),
+            vec![PortType::Table {
+                table: TableName::PassRates,
+                schema: self.rates_schema(),
+            }],
         );
         Ok(types)
     }
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
-        // One core: sorting very long prompts on several at once takes more memory than a query may have.
-        let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
-        session.register_port(io, "verdicts")?;
-        session.register_port(io, "prompts")?;
-        let counted = session.sql(&format!(
-            "SELECT prompt_id, samples, correct, CAST(correct AS DOUBLE) / CAST(samples AS DOUBLE) AS pass_rate \
-             FROM (SELECT v.prompt_id AS prompt_id, COUNT(*) AS samples, SUM(CASE WHEN {correct} THEN 1 ELSE 0 END) AS correct \
-                   FROM verdicts v WHERE {judged} GROUP BY v.prompt_id) \
-             ORDER BY prompt_id",
-            correct = is_correct("v"),
-            judged = is_judged("v"),
-        ))?;
-        let schema = TableName::PassRates.schema();
-        // What the buckets are decided on stays in memory, and no more: there may be very many prompts.
-        let mut counts = Vec::new();
-        session.write_and_show(counted, &schema, io, "pass_rates", |batch| {
-            let slim = batch.project(&COUNTS);
-            counts.push(slim.expect("the table has these columns"));
-        })?;
-        let columns = Arc::new(
-            schema
-                .project(&COUNTS)
-                .expect("the table has these columns"),
-        );
-        session.register_batches("rates", &columns, counts)?;
-        self.write_buckets(&session, io)?;
-        self.warn_of_left_out(&session, io)
+        let (index, counts) = counted(io)?;
+        self.write_rates(&index, &counts, io)?;
+        self.write_prompts(&index, &counts, io)
     }
 }
 
+/// Usable and correct samples of every prompt that has a usable one.
+fn counted(io: &dyn StageIo) -> Result<(PromptIndex, Vec<Counts>), OperatorError> {
+    let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
+    session.register_port(io, "verdicts")?;
+    let (mut index, mut lookup) = (PromptIndex::default(), Lookup::default());
+    let mut counts: Vec<Counts> = Vec::new();
+    for batch in session.stream(session.sql("SELECT prompt_id, verdict FROM verdicts")?) {
+        if io.is_cancelled() {
+            return Err(OperatorError::Interrupted);
+        }
+        let batch = batch?;
+        let ids = texts(&batch, "prompt_id", "verdicts")?;
+        let verdicts = texts(&batch, "verdict", "verdicts")?;
+        for row in 0..batch.num_rows() {
+            let Some(is_correct) = judgement(verdicts.value(row)) else {
+                continue;
+            };
+            let number = lookup.insert(&mut index, ids.value(row)) as usize;
+            if number == counts.len() {
+                counts.push(Counts::default());
+            }
+            counts[number].samples += 1;
+            counts[number].correct += u32::from(is_correct);
+        }
+    }
+    Ok((index, counts))
+}
+
 impl FilterByPassRate {
-    fn write_buckets(
+    fn bands(&self) -> Bands<'_> {
+        match &self.bands {
+            Some(bands) => Bands::Named(bands),
+            None => Bands::Standard,
+        }
+    }
+
+    fn asks_for_more(&self) -> bool {
+        self.posterior
+            .is_some_and(|posterior| posterior.more_if_wider_than.is_some())
+    }
+
+    fn rates_schema(&self) -> SchemaRef {
+        let schema = TableName::PassRates.schema();
+        if self.posterior.is_none() {
+            return schema;
+        }
+        let added = ["posterior_mean", "posterior_low", "posterior_high"];
+        let added = added.map(|name| Arc::new(Field::new(name, DataType::Float64, false)));
+        let fields: Vec<Arc<Field>> = schema.fields().iter().cloned().chain(added).collect();
+        Arc::new(Schema::new(fields))
+    }
+
+    fn write_rates(
         &self,
-        session: &QuerySession,
+        index: &PromptIndex,
+        counts: &[Counts],
         io: &mut dyn StageIo,
     ) -> Result<(), OperatorError> {
-        let schema = session.schema("prompts")?;
-        let min_samples = self.min_samples.unwrap_or(1);
-        // The table on the left is held in memory: the narrow one, since prompts may be very long.
-        for (port, condition) in BUCKETS {
-            let frame = session.sql(&format!(
-                "SELECT p.* FROM rates r JOIN prompts p ON p.prompt_id = r.prompt_id \
-                 WHERE r.samples >= {min_samples} AND {condition} ORDER BY p.prompt_id"
-            ))?;
-            session.write(frame, &schema, io, port)?;
+        let schema = self.rates_schema();
+        let mut intervals = Intervals::new(self.posterior);
+        // An empty table is written too.
+        for start in (0..counts.len().max(1)).step_by(BATCH_ROWS) {
+            let chunk = &counts[start..(start + BATCH_ROWS).min(counts.len())];
+            let ids = (start as u32..).take(chunk.len()).map(|row| index.id(row));
+            let mut columns: Vec<ArrayRef> = vec![
+                Arc::new(LargeStringArray::from_iter_values(ids)),
+                Arc::new(UInt32Array::from_iter_values(
+                    chunk.iter().map(|counts| counts.samples),
+                )),
+                Arc::new(UInt32Array::from_iter_values(
+                    chunk.iter().map(|counts| counts.correct),
+                )),
+                floats(chunk, |counts| {
+                    f64::from(counts.correct) / f64::from(counts.samples)
+                }),
+            ];
+            if self.posterior.is_some() {
+                let known: Vec<Interval> =
+                    chunk.iter().map(|counts| intervals.get(*counts)).collect();
+                columns.extend([
+                    floats(&known, |interval| interval.mean),
+                    floats(&known, |interval| interval.low),
+                    floats(&known, |interval| interval.high),
+                ]);
+            }
+            io.write(
+                PASS_RATES,
+                RecordBatch::try_new(Arc::clone(&schema), columns)?,
+            )?;
         }
         Ok(())
     }
 
-    fn warn_of_left_out(
+    fn write_prompts(
         &self,
-        session: &QuerySession,
-        io: &dyn StageIo,
+        index: &PromptIndex,
+        counts: &[Counts],
+        io: &mut dyn StageIo,
     ) -> Result<(), OperatorError> {
-        let min_samples = self.min_samples.unwrap_or(1);
-        let frame = session.sql(&format!(
-            "SELECT COUNT(*) AS n FROM prompts p LEFT JOIN rates r ON p.prompt_id = r.prompt_id \
-             WHERE r.samples IS NULL OR r.samples < {min_samples}"
-        ))?;
-        let left_out: i64 = session
-            .collect(frame)?
-            .iter()
-            .map(|batch| batch.column(0).as_primitive::<Int64Type>())
-            .flat_map(|column| {
-                (0..column.len())
-                    .map(|row| column.value(row))
-                    .collect::<Vec<_>>()
-            })
-            .sum();
+        let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
+        session.register_port(io, "prompts")?;
+        let schema = session.schema("prompts")?;
+        let bands = self.bands();
+        let mut ports = bands.ports();
+        ports.push(UNDECIDED);
+        let undecided = (ports.len() - 1) as u32;
+        let width = self
+            .posterior
+            .and_then(|posterior| posterior.more_if_wider_than);
+        let mut intervals = Intervals::new(self.posterior);
+        let least = self.min_samples.unwrap_or(1);
+        let mut left_out = 0_u64;
+        for port in ports.iter().copied().chain(width.map(|_| MORE)) {
+            io.write(port, RecordBatch::new_empty(Arc::clone(&schema)))?;
+        }
+        for batch in session.stream(session.sql("SELECT * FROM prompts")?) {
+            if io.is_cancelled() {
+                return Err(OperatorError::Interrupted);
+            }
+            let batch = conform(&batch?, &schema)?;
+            let found: Vec<Counts> = texts(&batch, "prompt_id", "prompts")?
+                .iter()
+                .flatten()
+                .map(|id| {
+                    index
+                        .get(id)
+                        .map_or(Counts::default(), |number| counts[number as usize])
+                })
+                .collect();
+            let places: Vec<u32> = found
+                .iter()
+                .map(|counts| {
+                    if counts.samples < least {
+                        undecided
+                    } else {
+                        bands.place(counts.correct, counts.samples) as u32
+                    }
+                })
+                .collect();
+            left_out += places.iter().filter(|place| **place == undecided).count() as u64;
+            for (place, port) in (0..).zip(&ports) {
+                write_rows(&batch, places.iter().map(|found| *found == place), port, io)?;
+            }
+            if let Some(width) = width {
+                let wide = found.iter().map(|counts| {
+                    let known = intervals.get(*counts);
+                    known.high - known.low > width
+                });
+                write_rows(&batch, wide, MORE, io)?;
+            }
+        }
         if left_out > 0 {
             let message = format!(
-                "{left_out} prompts have fewer than {min_samples} usable samples and go to no port"
+                "{left_out} prompts have fewer than {least} usable samples and go to `{UNDECIDED}`"
             );
             io.event(StageEvent::Warning(message));
         }
@@ -160,136 +305,23 @@ impl FilterByPassRate {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use arrow::array::RecordBatch;
-
-    use super::*;
-    use crate::testing::{TestIo, floats, prompts, text_values, verdicts};
-    use arrow::datatypes::UInt32Type;
-
-    fn table() -> RecordBatch {
-        let mut rows = vec![
-            ("solved", 0, "correct", true),
-            ("solved", 1, "correct", true),
-            ("masked", 0, "timed-out", true),
-        ];
-        rows.extend([
-            ("partial", 0, "correct", true),
-            ("partial", 1, "unparsed", true),
-            ("partial", 2, "failed", true),
-        ]);
-        rows.extend([
-            ("failed", 0, "wrong", true),
-            ("failed", 1, "unparsed", false),
-            ("one", 0, "correct", true),
-        ]);
-        verdicts(&rows)
+/// Writes the rows for which the flag is set.
+fn write_rows(
+    batch: &RecordBatch,
+    flags: impl Iterator<Item = bool>,
+    port: &str,
+    io: &mut dyn StageIo,
+) -> Result<(), OperatorError> {
+    let mask = BooleanArray::from(flags.collect::<Vec<bool>>());
+    if mask.true_count() == 0 {
+        return Ok(());
     }
-
-    fn run(config: FilterByPassRate, verdicts: &[RecordBatch], prompts: &[RecordBatch]) -> TestIo {
-        let mut io = TestIo::new();
-        io.input("verdicts", verdicts);
-        io.input("prompts", prompts);
-        io.run(&config, 0).unwrap();
-        io
-    }
-
-    #[test]
-    fn prompts_go_by_their_counts_and_keep_their_columns() {
-        let ids = [
-            "z", "solved", "partial", "one", "masked", "failed", "unseen",
-        ];
-        let all: Vec<_> = ids.iter().map(|id| (*id, Some("1"), Some("sum"))).collect();
-        let prompts = prompts(&all);
-        let mut split = Vec::new();
-        for row in 0..prompts.num_rows() {
-            split.push(prompts.slice(row, 1));
-        }
-        for parts in [vec![prompts.clone()], split] {
-            let io = run(
-                FilterByPassRate::default(),
-                &[table().slice(0, 4), table().slice(4, 5)],
-                &parts,
-            );
-            assert_eq!(
-                text_values(&io.output("solved"), "prompt_id"),
-                ["one", "solved"]
-            );
-            assert_eq!(text_values(&io.output("partial"), "prompt_id"), ["partial"]);
-            assert_eq!(text_values(&io.output("failed"), "prompt_id"), ["failed"]);
-            assert_eq!(io.output("failed").schema(), prompts.schema());
-            let rates = io.output("pass_rates");
-            assert_eq!(
-                text_values(&rates, "prompt_id"),
-                ["failed", "one", "partial", "solved"]
-            );
-            assert_eq!(
-                rates
-                    .column_by_name("samples")
-                    .unwrap()
-                    .as_primitive::<UInt32Type>()
-                    .values(),
-                &[2, 1, 2, 2]
-            );
-            assert_eq!(floats(&rates, "pass_rate"), [0.0, 1.0, 0.5, 1.0]);
-            assert_eq!(
-                io.warnings(),
-                ["3 prompts have fewer than 1 usable samples and go to no port"]
-            );
-        }
-    }
-
-    #[test]
-    fn too_few_samples_go_nowhere() {
-        let config = FilterByPassRate {
-            min_samples: Some(2),
-        };
-        let io = run(
-            config,
-            &[table()],
-            &[prompts(&[("solved", None, None), ("one", None, None)])],
-        );
-        assert_eq!(text_values(&io.output("solved"), "prompt_id"), ["solved"]);
-        assert_eq!(io.output("pass_rates").num_rows(), 4);
-        assert!(
-            FilterByPassRate {
-                min_samples: Some(0)
-            }
-            .output_types(&PortTypes::new())
-            .is_err()
-        );
-    }
-
-    #[test]
-    fn counts_near_the_ends_are_not_rounded() {
-        let mut rows: Vec<(&str, u32, &str, bool)> = (0..3000)
-            .map(|sample| ("almost", sample, "correct", true))
-            .collect();
-        rows.push(("almost", 3000, "wrong", true));
-        let io = run(
-            FilterByPassRate::default(),
-            &[verdicts(&rows)],
-            &[prompts(&[("almost", None, None)])],
-        );
-        assert_eq!(
-            (
-                io.output("partial").num_rows(),
-                io.output("solved").num_rows()
-            ),
-            (1, 0)
-        );
-    }
-
-    #[test]
-    fn empty_inputs_give_empty_ports() {
-        let io = run(
-            FilterByPassRate::default(),
-            &[verdicts(&[])],
-            &[prompts(&[])],
-        );
-        for port in ["solved", "partial", "failed", "pass_rates"] {
-            assert_eq!(io.output(port).num_rows(), 0, "{port}");
-        }
-    }
+    io.write(port, filter_record_batch(batch, &mask)?)
 }
+
+fn floats<T>(values: &[T], number: impl Fn(&T) -> f64) -> ArrayRef {
+    Arc::new(Float64Array::from_iter_values(values.iter().map(number)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,106 +1,131 @@
-//! source: reads prompts from Parquet files, in the layout of EasyR1 and Hugging Face `datasets` or any other by mapping
-//! its columns.
+//! source: reads prompts, and examples to learn from, out of files in the layouts that people have.
 //!
 //! Images are decoded once to check them and kept in the store by digest. A row that cannot be used fails
-//! with its file and row; nothing is dropped.
+//! with its file and row or line; nothing is dropped.
 
+mod batch;
+mod cell;
+mod convert;
+mod files;
 mod images;
+mod json;
+mod layout;
+#[cfg(test)]
+mod layout_tests;
+mod media;
+mod pieces;
+mod prompts;
+mod records;
 mod rows;
+mod shape;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turns;
+mod unique;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, LargeListArray, LargeStringArray, LargeStringBuilder, RecordBatch,
-    UInt32Array,
-};
-use arrow::compute::take_record_batch;
+use arrow::array::{Array, LargeStringArray};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use engine_core::operator::{BatchReader, Family, missing_externals};
 use engine_core::{
-    External, FailedRow, Fault, MapOperator, MapOutput, MapPart, MapTask, OperatorConfig,
-    OperatorError, OperatorKind, Placement, PortType, PortTypes, Ports, StageContext, StageView,
+    External, ExternalContent, Fault, MapOperator, MapTask, OperatorConfig, OperatorError,
+    OperatorKind, OutputPort, Placement, PortType, PortTypes, Ports, StageContext, StageView,
 };
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
+use schemas::tables::TEXT;
 use serde::{Deserialize, Serialize};
 
-use crate::messages::MessagesBuilder;
+pub use layout::Layout;
+use prompts::Reader;
 use rows::Files;
-use table::SourceFile;
-
-/// Images that are on their way into the store side by side.
-const PUTS_AT_ONCE: usize = 8;
 
 /// Where an image stands in the text of a problem.
 const PLACEHOLDER: &str = "<image>";
 
-/// A Parquet file, or a folder of them, with one prompt per row.
+/// A file or a folder of files with one prompt per row: Parquet, Arrow, JSON lines, JSON, CSV, or images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Source {
-    /// Parquet file, or folder whose `.parquet` files are read in the order of their names.
+    /// The file, or the folder whose files are read in the order of their names. Files of text may end in `.gz` or `.zst`.
     pub path: PathBuf,
-    /// Which column is what.
+    /// How rows are laid out; recognised by the columns when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+    /// Which column is what, where it is not as the layout says. `a.b` is the field `b` of the column `a`.
     #[serde(default)]
     pub columns: Columns,
+    /// Which split of a folder is read, for example `train`: a word of the names of its files or folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// Folder of the image files that rows refer to by path. Its content counts for the stage. Not needed where the images are
+    /// in the folder `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media: Option<PathBuf>,
+    /// The question of every row, for images that have none of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
+    /// Adds the output `examples`, to fine-tune on: the last answer of each conversation, or the column `solution`, after
+    /// what comes before it. Every row then needs one; turns after it are left out.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub examples: bool,
+    /// Whether every row needs a gold answer. Default: yes, and no with `examples`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_answers: Option<bool>,
     /// Rows that are read; all when left out.
     #[serde(default)]
     pub limit: Option<u64>,
-    /// A system message in front of every prompt.
+    /// A system message in front of every prompt, in the place of one that a conversation has.
     #[serde(default)]
     pub system: Option<String>,
-    /// Value of the column `source`; `data` when left out.
+    /// Value of the column `source`, and of `origin` of examples; `data` when left out, or what the rows say.
     #[serde(default)]
     pub name: Option<String>,
 }
 
-/// Names of the columns in the files. The defaults are those of EasyR1.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Names of the columns in the files, where they are not those of the layout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Columns {
     /// Unique name of the prompt; when left out it is the digest of its content.
     #[serde(default)]
     pub id: Option<String>,
-    /// The question, with `<image>` where an image belongs.
-    #[serde(default = "problem")]
-    pub problem: String,
-    /// Images: one or a list, each as bytes or as a struct with `bytes`. When left out, `images` is used if it is there.
+    /// The question, with `<image>` where an image belongs. Default `problem`.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Images: one or a list, each as bytes, as a struct with `bytes` or `path`, or as a path. When left out, `images` is
+    /// used if it is there.
     #[serde(default)]
     pub images: Option<String>,
-    /// Gold answer.
-    #[serde(default = "answer")]
-    pub answer: String,
+    /// Gold answer. Default `answer`.
+    #[serde(default)]
+    pub answer: Option<String>,
     /// Worked solution.
     #[serde(default)]
     pub solution: Option<String>,
     /// Kind of question, for reports.
     #[serde(default)]
     pub category: Option<String>,
+    /// The turns of a conversation: a list of objects with `role` and `content`, or `from` and `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<String>,
+    /// System message of the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Data set that the row comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
-fn problem() -> String {
-    "problem".to_owned()
-}
-
-fn answer() -> String {
-    "answer".to_owned()
-}
-
-impl Default for Columns {
-    fn default() -> Self {
-        Self {
-            id: None,
-            problem: problem(),
-            images: None,
-            answer: answer(),
-            solution: None,
-            category: None,
-        }
-    }
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl OperatorKind for Source {
@@ -109,33 +134,50 @@ impl OperatorKind for Source {
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = false;
-    const ABOUT: &'static str = "reads prompts from Parquet files";
+    const ABOUT: &'static str = "reads prompts and examples from files";
 }
 
 impl OperatorConfig for Source {
     fn ports(&self) -> Ports {
-        Ports::new(Vec::new(), &["prompts"])
+        let outputs: &[&str] = match (self.layout, self.examples) {
+            (Some(Layout::Solutions), _) => &["solutions"],
+            (_, true) => &["prompts", "examples"],
+            (_, false) => &["prompts"],
+        };
+        Ports::new(Vec::new(), outputs)
     }
 
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
-        if self.limit == Some(0) {
-            return Err(vec![
-                Fault::at("wrong-value", "limit", "`limit` is 0")
-                    .with_help("write 1 or more, or leave it out"),
-            ]);
+        let faults = self.value_faults();
+        if !faults.is_empty() {
+            return Err(faults);
         }
-        Ok(PortTypes::from([(
-            "prompts".to_owned(),
-            vec![PortType::table(TableName::Prompts)],
-        )]))
+        let of_port = |port: &OutputPort| {
+            let port_type = match port.name.as_str() {
+                "solutions" => PortType::Table {
+                    table: TableName::Rows,
+                    schema: solutions_schema(),
+                },
+                "examples" => PortType::table(TableName::Examples),
+                _ => PortType::table(TableName::Prompts),
+            };
+            (port.name.clone(), vec![port_type])
+        };
+        Ok(self.ports().outputs.iter().map(of_port).collect())
     }
 
     fn externals(&self) -> Vec<External> {
-        vec![External {
+        let mut externals = vec![External {
             pointer: "/path".to_owned(),
             path: self.path.clone(),
-            content: engine_core::ExternalContent::Rows,
-        }]
+            content: ExternalContent::Rows,
+        }];
+        externals.extend(self.media.iter().map(|media| External {
+            pointer: "/media".to_owned(),
+            path: media.clone(),
+            content: ExternalContent::Bytes,
+        }));
+        externals
     }
 
     fn inspect(&self, root: &Path) -> Vec<Fault> {
@@ -143,21 +185,7 @@ impl OperatorConfig for Source {
         if !missing.is_empty() {
             return missing;
         }
-        let files = match table::files(root, &self.path) {
-            Ok(files) => files,
-            Err(fault) => return vec![fault],
-        };
-        for file in &files {
-            let faults = match SourceFile::open(file) {
-                Ok(file) => file.faults(&self.columns),
-                Err(fault) => vec![fault],
-            };
-            // The files of a folder tend to have the same fault; the first says enough.
-            if !faults.is_empty() {
-                return faults;
-            }
-        }
-        Vec::new()
+        Files::open(self, root).err().unwrap_or_default()
     }
 
     fn as_map(&self) -> Option<&dyn MapOperator> {
@@ -171,25 +199,28 @@ impl MapOperator for Source {
     }
 
     fn outside_rows(&self, context: &StageContext<'_>) -> Result<BatchReader, OperatorError> {
-        Ok(Files::open(self, context.root)?.read())
+        Ok(open(self, context.root)?.read())
     }
 
     fn outside_total(&self, context: &StageContext<'_>) -> Option<u64> {
-        let files = Files::open(self, context.root).ok()?;
-        Some(files.total())
+        Files::open(self, context.root).ok()?.total()
     }
 
     fn row_place(&self, context: &StageContext<'_>, row: u64) -> Option<String> {
         Files::open(self, context.root).ok()?.place(row)
     }
 
-    /// The rows have names of ours already, and how many are read is no matter of a row.
+    /// The rows have names of ours already, and how they were found is no matter of a row.
     fn part_config(&self, canonical: &serde_json::Value) -> serde_json::Value {
         let mut config = canonical.clone();
         if let Some(config) = config.as_object_mut() {
-            config.remove("path");
-            config.remove("limit");
+            for key in ["path", "limit", "media", "split", "question", "layout"] {
+                config.remove(key);
+            }
             config.insert("columns".to_owned(), self.columns.id.is_some().into());
+            if self.layout == Some(Layout::Solutions) {
+                config.insert("layout".to_owned(), Layout::Solutions.name().into());
+            }
         }
         config
     }
@@ -203,161 +234,71 @@ impl MapOperator for Source {
     }
 }
 
-/// Turns rows of the files into prompts.
-struct Reader<'a> {
-    config: &'a Source,
-    view: &'a dyn StageView,
-}
-
-impl MapTask for Reader<'_> {
-    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
-        let faults: Vec<Option<String>> = (0..part.rows.num_rows())
-            .into_par_iter()
-            .map(|row| fault(part.rows, row))
-            .collect();
-        let good: UInt32Array = (0_u32..)
-            .zip(&faults)
-            .filter(|(_, fault)| fault.is_none())
-            .map(|(row, _)| Some(row))
-            .collect();
-        let prompts = if good.len() == faults.len() {
-            self.prompts(part.rows)?
-        } else {
-            self.prompts(&take_record_batch(part.rows, &good)?)?
-        };
-        let failed = faults
-            .into_iter()
-            .enumerate()
-            .filter_map(|(row, fault)| fault.map(|error| FailedRow { row, error }));
-        Ok(MapOutput {
-            slices: vec![[("prompts".to_owned(), prompts)].into()],
-            failed: failed.collect(),
-            tokens: 0,
-        })
-    }
-}
-
-impl Reader<'_> {
-    /// The prompts of rows without fault.
-    fn prompts(&self, rows: &RecordBatch) -> Result<RecordBatch, OperatorError> {
-        let problems = text(rows, rows::PROBLEM)?;
-        let answers = text(rows, rows::ANSWER)?;
-        let ids = rows.column_by_name(rows::ID).map(AsArray::as_string::<i64>);
-        let pictures = self.store_images(rows)?;
-        let mut messages = MessagesBuilder::default();
-        let mut prompt_ids = LargeStringBuilder::new();
-        for row in 0..rows.num_rows() {
-            let images = pictures.get(row).map_or(&[][..], Vec::as_slice);
-            let problem = problems.value(row);
-            match ids {
-                Some(ids) => prompt_ids.append_value(ids.value(row)),
-                None => prompt_ids.append_value(content_id(problem, answers.value(row), images)),
-            }
-            if let Some(system) = &self.config.system {
-                messages.message("system");
-                messages.text(system);
-            }
-            messages.message("user");
-            add_problem(&mut messages, problem, images);
-            messages.end_row();
-        }
-        let source = self.config.name.as_deref().unwrap_or("data");
-        let optional = |name: &str| -> ArrayRef {
-            rows.column_by_name(name).map_or_else(
-                || Arc::new(LargeStringArray::new_null(rows.num_rows())) as ArrayRef,
-                Arc::clone,
-            )
-        };
-        let sources = std::iter::repeat_n(source, rows.num_rows());
-        let arrays: Vec<ArrayRef> = vec![
-            Arc::new(prompt_ids.finish()),
-            messages.finish(),
-            Arc::new(answers.clone()),
-            optional(rows::SOLUTION),
-            optional(rows::CATEGORY),
-            Arc::new(LargeStringArray::from_iter_values(sources)),
-        ];
-        Ok(RecordBatch::try_new(TableName::Prompts.schema(), arrays)?)
-    }
-
-    /// Puts the images of all rows into the store and returns their digests; nothing for rows without a column of images.
-    fn store_images(&self, rows: &RecordBatch) -> Result<Vec<Vec<String>>, OperatorError> {
-        let Some(images) = images_of(rows) else {
-            return Ok(Vec::new());
-        };
-        let store_row = |row: usize| -> Result<Vec<String>, OperatorError> {
-            if images.is_null(row) {
-                return Ok(Vec::new());
-            }
-            let items = images.value(row);
-            let items = items.as_binary::<i64>();
-            let stored = items.iter().flatten();
-            stored.map(|bytes| self.view.put_media(bytes)).collect()
-        };
-        // Threads of their own: they wait for the store, and the cores have better things to do.
-        let lane_rows = images.len().div_ceil(PUTS_AT_ONCE).max(1);
-        let rows: Vec<usize> = (0..images.len()).collect();
-        std::thread::scope(|scope| {
-            let lanes: Vec<_> = rows
-                .chunks(lane_rows)
-                .map(|lane| {
-                    let lane = move || lane.iter().map(|row| store_row(*row)).collect::<Vec<_>>();
-                    scope.spawn(lane)
-                })
-                .collect();
-            lanes
-                .into_iter()
-                .flat_map(|lane| lane.join().expect("storing an image does not panic"))
-                .collect()
-        })
-    }
-}
-
-/// What is wrong with a row.
-fn fault(rows: &RecordBatch, row: usize) -> Option<String> {
-    let is_filled = |name: &str| {
-        rows.column_by_name(name)
-            .is_none_or(|column| filled(column.as_string(), row).is_some())
-    };
-    if !is_filled(rows::PROBLEM) {
-        return Some("the question has no text".to_owned());
-    }
-    if !is_filled(rows::ANSWER) {
-        return Some("there is no answer; every prompt needs one that can be checked".to_owned());
-    }
-    if !is_filled(rows::ID) {
-        return Some("there is no id; every row needs one".to_owned());
-    }
-    let images = images_of(rows);
-    let count = images
-        .filter(|images| images.is_valid(row))
-        .map_or(0, |images| images.value(row).len());
-    if let Some(Err(fault)) = images.map(|images| images::check(images, row)) {
-        return Some(fault);
-    }
-    let problem = rows.column_by_name(rows::PROBLEM)?.as_string::<i64>();
-    let placeholders = problem.value(row).matches(PLACEHOLDER).count();
-    (placeholders != 0 && placeholders != count).then(|| {
-        format!("the text has {placeholders} `{PLACEHOLDER}` and the row has {count} images")
+/// Opens the files of a stage that runs.
+fn open(config: &Source, root: &Path) -> Result<Files, OperatorError> {
+    Files::open(config, root).map_err(|faults| {
+        let message = faults.into_iter().next().map(|fault| fault.message);
+        OperatorError::Data(message.unwrap_or_default())
     })
 }
 
-fn images_of(rows: &RecordBatch) -> Option<&LargeListArray> {
-    rows.column_by_name(rows::IMAGES)?.as_list_opt()
-}
-
-fn text<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a LargeStringArray, OperatorError> {
-    rows.column_by_name(name)
-        .and_then(|column| column.as_string_opt())
-        .ok_or_else(|| OperatorError::Internal(format!("column `{name}` was not read")))
-}
-
-impl Columns {
-    /// The column with images, if there is one in this schema.
-    fn images_in(&self, schema: &arrow::datatypes::Schema) -> Option<&str> {
-        let name = self.images.as_deref().unwrap_or("images");
-        schema.field_with_name(name).is_ok().then_some(name)
+impl Source {
+    /// Whether every row needs a gold answer.
+    fn requires_answers(&self) -> bool {
+        self.require_answers.unwrap_or(!self.examples)
     }
+
+    fn value_faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.limit == Some(0) {
+            faults.push(
+                Fault::at("wrong-value", "limit", "`limit` is 0")
+                    .with_help("write 1 or more, or leave it out"),
+            );
+        }
+        let has_question = self.question.is_some();
+        if has_question && self.columns.problem.is_some() {
+            faults.push(
+                Fault::at(
+                    "wrong-value",
+                    "question",
+                    "`question` and `columns: { problem: ... }` are both given",
+                )
+                .with_help("leave one of them out"),
+            );
+        }
+        if has_question
+            && self
+                .layout
+                .is_some_and(|layout| layout.has_turns() || layout == Layout::Solutions)
+        {
+            faults.push(
+                Fault::at(
+                    "wrong-value",
+                    "question",
+                    "the layout has questions of its own",
+                )
+                .with_help("leave `question` out"),
+            );
+        }
+        if self.examples && self.layout == Some(Layout::Solutions) {
+            faults.push(
+                Fault::at(
+                    "wrong-value",
+                    "examples",
+                    "worked solutions without prompts are no examples",
+                )
+                .with_help("leave `examples` out, and give the output `solutions` to `augment`"),
+            );
+        }
+        faults
+    }
+}
+
+/// Worked solutions: for which prompt, and the text.
+fn solutions_schema() -> SchemaRef {
+    let text = |name: &str| Field::new(name, TEXT, false);
+    Arc::new(Schema::new(vec![text("prompt_id"), text("text")]))
 }
 
 /// The text of a row, unless it is absent or blank.
@@ -368,34 +309,12 @@ fn filled(array: &LargeStringArray, row: usize) -> Option<&str> {
         .filter(|text| !text.trim().is_empty())
 }
 
-/// The name of a prompt that has none: half a blake3 digest of everything that makes it what it is.
-fn content_id(problem: &str, answer: &str, images: &[String]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for part in [problem, answer]
-        .into_iter()
-        .chain(images.iter().map(String::as_str))
-    {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
-}
-
-/// The parts of the user's message. Images replace their placeholders in order; without placeholders they come first.
-fn add_problem(messages: &mut MessagesBuilder, problem: &str, images: &[String]) {
-    if !problem.contains(PLACEHOLDER) {
-        for image in images {
-            messages.image(image);
-        }
-        messages.text(problem);
-        return;
-    }
-    for (index, text) in problem.split(PLACEHOLDER).enumerate() {
-        if index > 0 {
-            messages.image(&images[index - 1]);
-        }
-        if !text.is_empty() {
-            messages.text(text);
-        }
-    }
+/// A question about the name that is spelled nearly like this one, if there is one.
+fn nearest(names: &[&str], name: &str) -> String {
+    let likeness = |other: &str| strsim::jaro_winkler(other, name);
+    let nearest = (names.iter().copied()).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    nearest
+        .filter(|other| likeness(other) > 0.75)
+        .map(|other| format!("did you mean `{other}`? "))
+        .unwrap_or_default()
 }

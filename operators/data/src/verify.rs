@@ -1,9 +1,12 @@
 //! verify: judges every rollout against the gold answer of its prompt.
 //!
-//! A gold answer that is missing or cannot be parsed gives `failed`, which is masked and counted, never rewarded.
+//! A gold answer that is missing or cannot be parsed gives `failed`, which is masked and counted, never rewarded. Verdicts are kept
+//! apart from the rollouts: one that was given is not asked for again as long as the rollout, its prompt and the verifier are the
+//! same.
 
-mod gold;
+mod prompts;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,17 +15,25 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use engine_core::operator::Family;
 use engine_core::{
-    FailedRow, Fault, InputPort, InputType, Joined, MapOperator, MapOutput, MapPart, MapTask,
-    OperatorConfig, OperatorError, OperatorKind, Placement, PortType, PortTypes, Ports,
-    StageContext, StageEvent, StageView,
+    External, FailedRow, Fault, InputPort, InputType, Joined, MapOperator, MapOutput, MapPart,
+    MapTask, OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes,
+    Ports, StageContext, StageEvent, StageView,
 };
-use operators_verdict::{Outcome, Prepared, Verdict, VerifyConfig};
+use operators_model::LocalJudge;
+use operators_verifier::{Judged, Question, Verifier, VerifyConfig};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use schemas::TableName;
+use schemas::tables::TEXT;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use gold::{Gold, GoldAnswers};
+use prompts::{Prompt, Prompts};
+
+/// The input port of a model that judges.
+const JUDGE: &str = "judge";
+/// Rollouts in a part, on average, for programs and judges: what is lost when a run is broken off.
+const SLOW_PART: usize = 256;
 
 /// How rollouts are compared with the gold answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,7 +42,7 @@ pub struct Verify(pub VerifyConfig);
 
 impl OperatorKind for Verify {
     const KIND: &'static str = "verify";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Engine;
     const USES_SEED: bool = false;
@@ -40,22 +51,28 @@ impl OperatorKind for Verify {
 
 impl OperatorConfig for Verify {
     fn ports(&self) -> Ports {
-        Ports::new(
-            vec![
-                InputPort::new(
-                    "rollouts",
-                    InputType::columns(TableName::Rollouts, &["prompt_id", "sample", "text"]),
-                ),
-                InputPort::new(
-                    "prompts",
-                    InputType::columns(TableName::Prompts, &["prompt_id", "answer"]),
-                ),
-            ],
-            &["verdicts"],
-        )
+        let mut columns = vec!["prompt_id", "answer"];
+        if self.0.reads_question() {
+            columns.push("messages");
+        }
+        let mut inputs = vec![
+            InputPort::new(
+                "rollouts",
+                InputType::columns(TableName::Rollouts, &["prompt_id", "sample", "text"]),
+            ),
+            InputPort::new("prompts", InputType::columns(TableName::Prompts, &columns)),
+        ];
+        if self.0.needs_model() {
+            inputs.push(InputPort::new(JUDGE, InputType::Model));
+        }
+        Ports::new(inputs, &["verdicts"])
     }
 
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
+        let faults = self.0.faults(&[]);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
         Ok(PortTypes::from([(
             "verdicts".to_owned(),
             vec![PortType::Table {
@@ -65,9 +82,32 @@ impl OperatorConfig for Verify {
         )]))
     }
 
+    fn placement(&self) -> Option<Placement> {
+        self.0.needs_model().then_some(Placement::Worker)
+    }
+
+    fn externals(&self) -> Vec<External> {
+        self.0.externals(&[])
+    }
+
+    fn inspect(&self, root: &Path) -> Vec<Fault> {
+        self.0.inspect(root, &[])
+    }
+
+    fn key_config(&self, canonical: &Value, _inputs: &PortTypes) -> Value {
+        content(canonical)
+    }
+
     fn as_map(&self) -> Option<&dyn MapOperator> {
         Some(self)
     }
+}
+
+/// What of a configuration counts for verdicts.
+fn content(canonical: &Value) -> Value {
+    let mut config = canonical.clone();
+    VerifyConfig::retain_content(&mut config);
+    config
 }
 
 impl MapOperator for Verify {
@@ -82,14 +122,35 @@ impl MapOperator for Verify {
         }]
     }
 
+    fn part_size(&self) -> PartSize {
+        let default = PartSize::default();
+        if self.0.is_rule() {
+            return default;
+        }
+        PartSize {
+            rows: SLOW_PART,
+            ..default
+        }
+    }
+
+    fn part_config(&self, canonical: &Value) -> Value {
+        content(canonical)
+    }
+
     fn start<'a>(
         &'a self,
-        _context: &'a StageContext<'a>,
+        context: &'a StageContext<'a>,
         view: &'a dyn StageView,
     ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
+        let mut verifier = Verifier::open(&self.0, context, view)?;
+        if let Some(options) = self.0.local_judge() {
+            let judge = LocalJudge::open(options, JUDGE, context, view)?;
+            verifier = verifier.with_model(Box::new(judge));
+        }
         Ok(Box::new(Judge {
             config: &self.0,
-            gold: GoldAnswers::read(&self.0, view)?,
+            verifier,
+            prompts: Prompts::read(&self.0, view)?,
             view,
             judged: AtomicU64::new(0),
             masked: AtomicU64::new(0),
@@ -97,28 +158,23 @@ impl MapOperator for Verify {
     }
 }
 
-/// The columns of the verdicts. Several verifiers together also say how far they agree.
+/// The columns of the verdicts, with the reason. Several verifiers or votes together also say how far they agree.
 fn schema(config: &VerifyConfig) -> SchemaRef {
     let plain = TableName::Verdicts.schema();
-    if !config.is_combined() {
-        return plain;
-    }
     let mut fields: Vec<FieldRef> = plain.fields().iter().cloned().collect();
-    // Share of the verifiers that say what is said together, of those that can judge.
-    fields.push(Arc::new(Field::new("agreement", DataType::Float64, true)));
+    fields.push(Arc::new(Field::new("reason", TEXT, true)));
+    if config.has_agreement() {
+        // Share of the verifiers (or votes) that say what is said together, of those that were asked and can judge.
+        fields.push(Arc::new(Field::new("agreement", DataType::Float64, true)));
+    }
     Arc::new(Schema::new_with_metadata(fields, plain.metadata().clone()))
 }
 
-/// Rollouts that one thread judges in a row: those of one prompt meet a gold answer that has been read once.
-const RUN: usize = 64;
-
-/// A verdict, and how far several verifiers agree on it.
-type Judged = (Verdict, Option<f64>);
-
-/// The gold answers, and how many rollouts met one.
+/// The verifier and what it compares with, and how many rollouts it judged.
 struct Judge<'a> {
     config: &'a VerifyConfig,
-    gold: GoldAnswers,
+    verifier: Verifier,
+    prompts: Prompts,
     view: &'a dyn StageView,
     judged: AtomicU64,
     masked: AtomicU64,
@@ -128,15 +184,29 @@ impl MapTask for Judge<'_> {
     fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
         let ids = text_column(part.rows, "prompt_id")?;
         let texts = text_column(part.rows, "text")?;
-        let rows: Vec<usize> = (0..part.rows.num_rows()).collect();
-        let verdicts: Vec<Option<Judged>> = rows
-            .par_chunks(RUN)
-            .flat_map_iter(|rows| self.judge(rows, ids, texts))
+        let prompts: Vec<Option<Prompt<'_>>> = (0..part.rows.num_rows())
+            .into_par_iter()
+            .map(|row| self.prompts.of(ids.value(row)))
             .collect();
-        let failed = verdicts
+        let known = prompts.iter().enumerate();
+        let questions: Vec<Question<'_>> = known
+            .filter_map(|(row, prompt)| {
+                let prompt = (*prompt)?;
+                Some(Question {
+                    prompt_id: ids.value(row),
+                    question: prompt.question,
+                    gold: prompt.gold,
+                    text: texts.value(row),
+                })
+            })
+            .collect();
+        let judged = self.verifier.judge(&questions, self.view)?;
+        let has_verdict: BooleanArray = prompts.iter().map(|p| Some(p.is_some())).collect();
+        let failed = has_verdict
+            .values()
             .iter()
             .enumerate()
-            .filter(|(_, verdict)| verdict.is_none())
+            .filter(|(_, has_verdict)| !has_verdict)
             .map(|(row, _)| FailedRow {
                 row,
                 error: format!(
@@ -145,7 +215,12 @@ impl MapTask for Judge<'_> {
                 ),
             })
             .collect();
-        let output = self.table(part.rows, &verdicts)?;
+        let rollouts = if has_verdict.true_count() == has_verdict.len() {
+            part.rows.clone()
+        } else {
+            filter_record_batch(part.rows, &has_verdict)?
+        };
+        let output = self.table(&rollouts, &judged)?;
         Ok(MapOutput {
             slices: vec![[("verdicts".to_owned(), output)].into()],
             failed,
@@ -155,91 +230,45 @@ impl MapTask for Judge<'_> {
 }
 
 impl Judge<'_> {
-    /// Judges rows that follow each other.
-    fn judge(
-        &self,
-        rows: &[usize],
-        ids: &LargeStringArray,
-        texts: &LargeStringArray,
-    ) -> Vec<Option<Judged>> {
-        let mut last: Option<(&str, Option<Prepared>)> = None;
-        let mut verdicts = Vec::with_capacity(rows.len());
-        for &row in rows {
-            let Some(gold) = self.gold.of(ids.value(row)) else {
-                verdicts.push(None);
-                continue;
-            };
-            let text = texts.value(row);
-            if let Gold::Usable(gold) = gold
-                && last.as_ref().is_none_or(|(known, _)| *known != gold)
-            {
-                last = Some((gold, self.config.prepare(gold).ok()));
-            }
-            let ready = match (gold, &last) {
-                (Gold::Usable(_), Some((_, Some(ready)))) => Some(ready),
-                _ => None,
-            };
-            verdicts.push(Some(match ready {
-                Some(ready) => self.config.judge_together(ready, text),
-                None => {
-                    let verdict = Verdict {
-                        outcome: Outcome::Failed,
-                        extracted: None,
-                        format_ok: self.config.format().holds(text),
-                    };
-                    (verdict, None)
-                }
-            }));
-        }
-        verdicts
-    }
-
-    /// The verdicts of the rollouts that have one.
+    /// The verdicts of some rollouts.
     fn table(
         &self,
         rollouts: &RecordBatch,
-        verdicts: &[Option<Judged>],
+        judged: &[Judged],
     ) -> Result<RecordBatch, OperatorError> {
-        let has_verdict: BooleanArray = verdicts
+        let masked = judged
             .iter()
-            .map(|verdict| Some(verdict.is_some()))
-            .collect();
-        let rollouts = if has_verdict.true_count() == verdicts.len() {
-            rollouts.clone()
-        } else {
-            filter_record_batch(rollouts, &has_verdict)?
-        };
-        let agreements: Vec<Option<f64>> =
-            verdicts.iter().flatten().map(|judged| judged.1).collect();
-        let verdicts: Vec<&Verdict> = verdicts.iter().flatten().map(|judged| &judged.0).collect();
-        let masked = verdicts
-            .iter()
-            .filter(|verdict| !verdict.outcome.is_usable())
+            .filter(|judged| !judged.verdict.outcome.is_usable())
             .count();
         self.judged
-            .fetch_add(verdicts.len() as u64, Ordering::Relaxed);
+            .fetch_add(judged.len() as u64, Ordering::Relaxed);
         self.masked.fetch_add(masked as u64, Ordering::Relaxed);
+        let verdicts = || judged.iter().map(|judged| &judged.verdict);
         let sample = rollouts
             .column_by_name("sample")
             .ok_or_else(|| missing("sample"))?;
         let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(text_column(&rollouts, "prompt_id")?.clone()),
+            Arc::new(text_column(rollouts, "prompt_id")?.clone()),
             Arc::clone(sample),
             Arc::new(LargeStringArray::from_iter_values(
-                verdicts.iter().map(|verdict| verdict.outcome.as_str()),
+                verdicts().map(|verdict| verdict.outcome.as_str()),
             )),
             Arc::new(LargeStringArray::from_iter(
-                verdicts.iter().map(|verdict| verdict.extracted.as_deref()),
+                verdicts().map(|verdict| verdict.extracted.as_deref()),
             )),
             Arc::new(BooleanArray::from_iter(
-                verdicts.iter().map(|verdict| Some(verdict.format_ok)),
+                verdicts().map(|verdict| Some(verdict.format_ok)),
             )),
             Arc::new(LargeStringArray::from_iter_values(
-                verdicts.iter().map(|_| self.config.name()),
+                verdicts().map(|_| self.config.name()),
+            )),
+            Arc::new(LargeStringArray::from_iter_values(
+                judged.iter().map(|judged| &judged.reason),
             )),
         ];
-        if self.config.is_combined() {
-            columns.push(Arc::new(Float64Array::from(agreements)));
+        if self.config.has_agreement() {
+            let agreements = judged.iter().map(|judged| judged.agreement);
+            columns.push(Arc::new(Float64Array::from_iter(agreements)));
         }
         Ok(RecordBatch::try_new(schema(self.config), columns)?)
     }
@@ -254,7 +283,7 @@ impl Drop for Judge<'_> {
         );
         if masked > 0 {
             self.view.event(StageEvent::Warning(format!(
-                "{masked} of {judged} rollouts have no verdict (timed-out or failed) and are masked"
+                "{masked} of {judged} rollouts have no verdict (timed-out or failed) and are masked; the column `reason` says why"
             )));
         }
     }
@@ -277,129 +306,5 @@ fn missing(name: &str) -> OperatorError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{TestIo, prompts, rollouts, text_values};
-
-    fn math() -> Verify {
-        serde_json::from_str(r#"{"math": {}}"#).unwrap()
-    }
-
-    #[test]
-    fn rollouts_meet_the_gold_answer_of_their_prompt() {
-        let mut io = TestIo::new();
-        io.input(
-            "prompts",
-            &[prompts(&[
-                ("a", Some("7"), None),
-                ("b", Some("1/2"), None),
-                ("c", None, None),
-            ])],
-        );
-        let boxed = |answer: &str| format!("<think>t</think><answer>\\boxed{{{answer}}}</answer>");
-        let texts = [
-            boxed("7"),
-            boxed("0.5"),
-            boxed("8"),
-            "7".to_owned(),
-            boxed("7"),
-        ];
-        io.input(
-            "rollouts",
-            &[rollouts(&[
-                ("a", 0, &texts[0]),
-                ("b", 0, &texts[1]),
-                ("a", 1, &texts[2]),
-                ("a", 2, &texts[3]),
-                ("c", 0, &texts[4]),
-            ])],
-        );
-        io.run(&math(), 0).unwrap();
-        let out = io.output("verdicts");
-        assert_eq!(
-            text_values(&out, "verdict"),
-            ["correct", "correct", "wrong", "unparsed", "failed"]
-        );
-        assert_eq!(text_values(&out, "extracted"), ["7", "0.5", "8", "", ""]);
-        assert_eq!(
-            out.column_by_name("format_ok").unwrap().as_boolean(),
-            &BooleanArray::from(vec![true, true, true, false, true])
-        );
-        assert_eq!(io.warnings().len(), 2);
-        assert!(io.warnings()[0].contains("`c`"), "{:?}", io.warnings());
-    }
-
-    #[test]
-    fn several_verifiers_say_how_far_they_agree() {
-        let mut io = TestIo::new();
-        io.input(
-            "prompts",
-            &[prompts(&[("a", Some("1/2"), None), ("b", None, None)])],
-        );
-        io.input(
-            "rollouts",
-            &[rollouts(&[
-                ("a", 0, "<answer>1/2</answer>"),
-                ("a", 1, "<answer>0.5</answer>"),
-                ("a", 2, "<answer>3</answer>"),
-                ("b", 0, "<answer>3</answer>"),
-            ])],
-        );
-        let any: Verify =
-            serde_json::from_str(r#"{"any": {"of": [{"math": {}}, {"exact": {}}]}}"#).unwrap();
-        io.run(&any, 0).unwrap();
-        let out = io.output("verdicts");
-        assert_eq!(
-            text_values(&out, "verdict"),
-            ["correct", "correct", "wrong", "failed"]
-        );
-        let agreement = out.column_by_name("agreement").unwrap();
-        assert_eq!(
-            agreement.as_primitive::<arrow::datatypes::Float64Type>(),
-            &Float64Array::from(vec![Some(1.0), Some(0.5), Some(1.0), None])
-        );
-    }
-
-    #[test]
-    fn a_verifier_of_form_needs_no_gold_answer() {
-        let mut io = TestIo::new();
-        io.input("prompts", &[prompts(&[("a", None, None)])]);
-        io.input(
-            "rollouts",
-            &[rollouts(&[
-                ("a", 0, "<plan>x</plan><answer>y</answer>"),
-                ("a", 1, "<answer>y</answer>"),
-            ])],
-        );
-        let format: Verify =
-            serde_json::from_str(r#"{"format": {"tags": ["plan", "answer"]}}"#).unwrap();
-        io.run(&format, 0).unwrap();
-        assert_eq!(
-            text_values(&io.output("verdicts"), "verdict"),
-            ["correct", "wrong"]
-        );
-        assert!(io.warnings().is_empty(), "{:?}", io.warnings());
-    }
-
-    #[test]
-    fn a_rollout_without_its_prompt_is_named() {
-        let mut io = TestIo::new();
-        io.input("prompts", &[prompts(&[("a", Some("7"), None)])]);
-        io.input("rollouts", &[rollouts(&[("lost", 0, "7")])]);
-        assert!(
-            io.run(&math(), 0)
-                .unwrap_err()
-                .to_string()
-                .contains("`lost`")
-        );
-    }
-
-    #[test]
-    fn no_rollouts_give_an_empty_table() {
-        let mut io = TestIo::new();
-        io.input("prompts", &[prompts(&[])]);
-        io.input("rollouts", &[rollouts(&[])]);
-        io.run(&math(), 0).unwrap();
-        assert_eq!(io.output("verdicts").num_rows(), 0);
-    }
-}
+#[path = "verify/tests.rs"]
+mod tests;

@@ -54,6 +54,9 @@ struct Choice {
 #[derive(Deserialize)]
 struct Message {
     content: Option<String>,
+    /// What the model wrote before, where the server takes it apart.
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +99,7 @@ impl Answer {
             }
             _ => return Err(lie("the answer has no finish_reason `stop` or `length`")),
         };
-        let text = choice.message.and_then(|message| message.content);
+        let text = choice.message.and_then(Message::text);
         let usage = read.usage.unwrap_or_default();
         let text = match text {
             Some(text) if !text.is_empty() || usage.completion_tokens > 0 => text,
@@ -125,6 +128,19 @@ impl Answer {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
         })
+    }
+}
+
+impl Message {
+    /// Everything that the model wrote: thoughts that the server took apart stand in their tags again.
+    fn text(self) -> Option<String> {
+        match self.reasoning_content {
+            Some(thoughts) if !thoughts.trim().is_empty() => {
+                let answer = self.content.unwrap_or_default();
+                Some(format!("<think>{thoughts}</think>{answer}"))
+            }
+            _ => self.content,
+        }
     }
 }
 
@@ -176,6 +192,17 @@ mod tests {
         );
         let answer = Answer::parse(body("null", "null").as_bytes()).unwrap();
         assert_eq!((answer.token_ids, answer.logprobs), (None, None));
+    }
+
+    #[test]
+    fn thoughts_that_a_server_takes_apart_are_put_back() {
+        for key in ["reasoning_content", "reasoning"] {
+            let body = format!(
+                r#"{{"choices": [{{"message": {{"content": "7", "{key}": "3 + 4"}}, "finish_reason": "stop"}}]}}"#
+            );
+            let answer = Answer::parse(body.as_bytes()).unwrap();
+            assert_eq!(answer.text, "<think>3 + 4</think>7");
+        }
     }
 
     #[test]

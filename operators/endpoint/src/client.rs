@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,10 @@ use futures::{FutureExt as _, future::BoxFuture};
 use crate::answer::Answer;
 use crate::config::Endpoint;
 use crate::exchange::{Outcome, Wire};
+use crate::log::AnswerLog;
+use crate::pace::Pace;
 use crate::question::{Dialect, Question, Sampling};
-use crate::server::{Pace, Server, backoff};
+use crate::server::{Server, backoff};
 use crate::{ApiKey, EndpointError};
 
 /// How often the loop looks at the clock and at the wish to stop.
@@ -39,6 +42,10 @@ struct State {
     answers: HashMap<blake3::Hash, Answer>,
     tally: Tally,
     end: Option<EndpointError>,
+    /// The same answers on the disk.
+    log: Option<AnswerLog>,
+    /// Whether something was not answered that may be asked again.
+    is_open: bool,
 }
 
 /// What was asked so far, and what it cost.
@@ -94,6 +101,8 @@ struct Attempt {
     /// What the question was put in.
     dialect: Dialect,
     content: blake3::Hash,
+    /// Tokens that it was taken for.
+    guess: f64,
     /// None when the server was given up meanwhile.
     outcome: Option<Outcome>,
 }
@@ -134,19 +143,32 @@ impl Client {
         }
         let state = State {
             servers: config.urls().map(Server::new).collect(),
-            pace: Pace::new(config.requests_per_minute),
+            pace: Pace::new(config),
             answers: HashMap::new(),
             tally: Tally {
                 cost: config.price.map(|_| 0.0),
                 ..Tally::default()
             },
             end: None,
+            log: None,
+            is_open: false,
         };
         Ok(Self {
             wire: Wire::new(config, key)?,
             config: config.clone(),
             state: Mutex::new(state),
         })
+    }
+
+    /// Keeps answers in a folder until this client is done with all that it was asked, so that another process need not ask
+    /// again what this one did not come to use. Without the folder everything is as well, but for that.
+    pub fn keep_answers(&self, folder: &Path) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        match AnswerLog::open(folder, &self.config, &mut state.answers, REMEMBERED) {
+            Ok(log) => state.log = Some(log),
+            Err(error) => tracing::warn!("answers are not kept in {}: {error}", folder.display()),
+        }
     }
 
     /// Asks every question and waits for the answers. `watch` is told how far it is some times a second, and may break off.
@@ -184,7 +206,10 @@ impl Client {
             running: FuturesUnordered::new(),
             aborts: HashMap::new(),
         };
-        runtime.block_on(call.run(watch))
+        let outcome = runtime.block_on(call.run(watch));
+        let is_whole = |answers: &Answers| answers.answers.iter().all(Result::is_ok);
+        state.is_open |= !outcome.as_ref().is_ok_and(is_whole);
+        outcome
     }
 
     /// What was asked so far, in all calls.
@@ -198,6 +223,15 @@ impl Client {
 
     fn patience(&self) -> Duration {
         Duration::from_secs(u64::from(self.config.give_up_seconds))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log) = state.log.as_ref().filter(|_| !state.is_open) {
+            log.remove();
+        }
     }
 }
 
@@ -333,9 +367,9 @@ impl Call<'_> {
             self.state.tally.known += 1;
             return Ok(());
         }
-        if !self.state.pace.take() {
+        let Some(guess) = self.state.pace.take(body.len(), self.sampling.max_tokens) else {
             return Err(job);
-        }
+        };
         server.open += 1;
         let (url, begun) = (server.url.clone(), Instant::now());
         let wire = &self.client.wire;
@@ -349,6 +383,7 @@ impl Call<'_> {
                 begun,
                 dialect,
                 content,
+                guess,
                 outcome: outcome.ok(),
             })
         });
@@ -388,6 +423,13 @@ impl Call<'_> {
 
     fn settle(&mut self, attempt: Attempt) -> Result<(), EndpointError> {
         let mut job = attempt.job;
+        let had = match &attempt.outcome {
+            Some(Outcome::Answer(answer)) => {
+                Some(u64::from(answer.prompt_tokens) + u64::from(answer.completion_tokens))
+            }
+            _ => None,
+        };
+        self.state.pace.settle(attempt.guess, had);
         let Some(outcome) = attempt.outcome else {
             self.waiting.push_front(job);
             return Ok(());
@@ -397,9 +439,7 @@ impl Call<'_> {
             Outcome::Answer(answer) => {
                 server.lives();
                 self.state.tally.count(&answer, &self.client.config);
-                if self.state.answers.len() < REMEMBERED {
-                    self.state.answers.insert(attempt.content, answer.clone());
-                }
+                self.remember(attempt.content, &answer);
                 self.answers[job.index] = Some(Ok(answer));
                 return Ok(());
             }
@@ -446,6 +486,19 @@ impl Call<'_> {
             self.waiting.push_back(job);
         }
         Ok(())
+    }
+
+    fn remember(&mut self, content: blake3::Hash, answer: &Answer) {
+        if self.state.answers.len() >= REMEMBERED {
+            return;
+        }
+        self.state.answers.insert(content, answer.clone());
+        if let Some(log) = &mut self.state.log
+            && let Err(error) = log.add(&content, answer)
+        {
+            tracing::warn!("answers are not kept any more: {error}");
+            self.state.log = None;
+        }
     }
 
     /// Lets a question wait for another attempt, or gives it up.

@@ -28,6 +28,9 @@ pub struct Endpoint {
     /// Requests sent in a minute, to all servers together; no limit when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
+    /// Tokens asked and answered in a minute, with all servers together; no limit when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<u32>,
     /// Seconds after which a request is given up and sent again. Default 600.
     #[serde(default = "timeout_seconds")]
     pub timeout_seconds: u32,
@@ -37,7 +40,7 @@ pub struct Endpoint {
     /// Seconds without any answer after which a server is taken for dead. Default 45.
     #[serde(default = "give_up_seconds")]
     pub give_up_seconds: u32,
-    /// What tokens cost; the sum is shown while the stage runs.
+    /// What tokens cost; the sum is shown while the stage runs and when it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
 }
@@ -70,10 +73,11 @@ fn give_up_seconds() -> u32 {
 
 impl Endpoint {
     /// Keys that change how answers are fetched and not what they are.
-    pub const HOW: [&'static str; 8] = [
+    pub const HOW: [&'static str; 9] = [
         "api-key-env",
         "concurrency",
         "requests-per-minute",
+        "tokens-per-minute",
         "timeout-seconds",
         "retries",
         "give-up-seconds",
@@ -92,6 +96,7 @@ impl Endpoint {
             api_key_env: None,
             concurrency: concurrency(),
             requests_per_minute: None,
+            tokens_per_minute: None,
             timeout_seconds: timeout_seconds(),
             retries: retries(),
             give_up_seconds: give_up_seconds(),
@@ -145,6 +150,7 @@ impl Endpoint {
         let counts = [
             ("concurrency", Some(self.concurrency)),
             ("requests-per-minute", self.requests_per_minute),
+            ("tokens-per-minute", self.tokens_per_minute),
             ("timeout-seconds", Some(self.timeout_seconds)),
             ("give-up-seconds", Some(self.give_up_seconds)),
         ];

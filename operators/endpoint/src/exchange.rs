@@ -201,10 +201,46 @@ fn is_out_of_quota(bytes: &[u8]) -> bool {
         .any(|place| body.pointer(place).and_then(Value::as_str) == Some("insufficient_quota"))
 }
 
+/// How long the server wants to be left alone: seconds, milliseconds, or a date, which is compared with the server's own.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    let seconds: f64 = text.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
+    let header = |name: &str| response.headers().get(name)?.to_str().ok();
+    let milliseconds = header("retry-after-ms").and_then(|text| text.trim().parse::<f64>().ok());
+    if let Some(milliseconds) = milliseconds {
+        return Duration::try_from_secs_f64(milliseconds.max(0.0) / 1e3).ok();
+    }
+    let text = header(RETRY_AFTER.as_str())?.trim();
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds.max(0.0)).ok();
+    }
+    let (then, now) = (seconds_of_date(text)?, seconds_of_date(header("date")?)?);
+    Some(Duration::from_secs(then.saturating_sub(now)))
+}
+
+/// Seconds of a date such as `Sun, 06 Nov 1994 08:49:37 GMT`, counted from some day on.
+fn seconds_of_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let mut words = text.split_once(", ")?.1.split(' ');
+    let day: u64 = words.next()?.parse().ok()?;
+    let name = words.next()?;
+    let month = MONTHS.iter().position(|month| *month == name)? as u64 + 1;
+    let year: u64 = words
+        .next()?
+        .parse()
+        .ok()
+        .filter(|year| (1..10_000).contains(year))?;
+    let mut clock = words.next()?.split(':').map(str::parse::<u64>);
+    let mut next = || clock.next()?.ok();
+    let (hours, minutes, seconds) = (next()?, next()?, next()?);
+    // Years that begin in March end with the day that not all of them have.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
+    Some(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 }
 
 /// An error with its causes; the address is named elsewhere.
@@ -230,5 +266,33 @@ fn is_near(url: &str) -> bool {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_of_servers_are_compared() {
+        let seconds = |text: &str| seconds_of_date(text).unwrap();
+        let before = seconds("Wed, 28 Feb 2024 23:59:50 GMT");
+        assert_eq!(seconds("Thu, 29 Feb 2024 00:00:20 GMT") - before, 30);
+        assert_eq!(
+            seconds("Fri, 01 Mar 2024 23:59:50 GMT") - before,
+            2 * 86_400
+        );
+        assert_eq!(
+            seconds("Fri, 28 Feb 2025 23:59:50 GMT") - before,
+            366 * 86_400
+        );
+        for nonsense in [
+            "",
+            "soon",
+            "Wed, 28 Foo 2024 00:00:00 GMT",
+            "Wed, 28 Feb 2024",
+        ] {
+            assert_eq!(seconds_of_date(nonsense), None);
+        }
     }
 }

@@ -6,6 +6,8 @@ mod client;
 mod config;
 mod exchange;
 mod image;
+mod log;
+mod pace;
 mod question;
 mod server;
 #[cfg(test)]

@@ -142,35 +142,6 @@ impl Server {
     }
 }
 
-/// Limits how many requests begin in a minute.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    interval: Duration,
-    next: Instant,
-}
-
-impl Pace {
-    pub(crate) fn new(per_minute: Option<u32>) -> Self {
-        let interval = per_minute.map_or(Duration::ZERO, |count| {
-            Duration::from_mins(1) / count.max(1)
-        });
-        Self {
-            interval,
-            next: Instant::now(),
-        }
-    }
-
-    /// Whether a request may begin now; if so, it counts.
-    pub(crate) fn take(&mut self) -> bool {
-        let now = Instant::now();
-        if now < self.next {
-            return false;
-        }
-        self.next = now.max(self.next) + self.interval;
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,42 +1,41 @@
 //! `augment`: answers of an expert to prompts that a model cannot solve.
 //!
-//! Use it on the prompts with pass rate 0. The expert is another local model or the worked solution that the prompts bring
-//! along. Only finished answers that are verified as correct become examples.
+//! Use it on the prompts with pass rate 0. The expert is another model, here or behind a server, or worked solutions out of the
+//! prompts' column or of another table. Only finished answers that are verified as correct become examples; every prompt that
+//! got none is listed with the reason.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+mod ask;
+mod outcome;
+mod rewrite;
+mod worked;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, LargeStringBuilder, UInt64Array};
-use arrow::compute::{filter_record_batch, take};
-use arrow::datatypes::{SchemaRef, UInt32Type};
-use arrow::record_batch::RecordBatch;
+use std::path::Path;
+
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use engine_core::operator::Family;
 use engine_core::policy::Precision;
 use engine_core::{
-    FailedRow, Fault, InputPort, InputType, MapOperator, MapOutput, MapPart, MapTask,
-    OperatorConfig, OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports,
-    Registry, StageContext, StageView,
+    External, Fault, InputPort, InputType, Joined, MapOperator, MapTask, OperatorConfig,
+    OperatorError, OperatorKind, PartSize, Placement, PortType, PortTypes, Ports, Registry,
+    StageContext, StageView,
 };
 use operators_endpoint::Endpoint;
-use operators_verdict::{Outcome, VerifyConfig};
-use rayon::prelude::*;
+use operators_verifier::{Verifier, VerifyConfig};
 use schemars::JsonSchema;
 use schemas::TableName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::columns::list_builder;
-use crate::endpoint::{self, ASKED_PART, Answerer, EndpointSampler};
+use crate::LocalJudge;
+use crate::endpoint::{self, ASKED_PART};
 use crate::faults::ValueFaults;
-use crate::part_sampler::{PartSampler, SAMPLED_PART};
-use crate::processor::Processor;
-use crate::prompt_rows::{PromptRow, check_prompt_ids, prompt_rows};
-use crate::rollout::{model_digest, without};
-use crate::sampling::{self, Sampled, SamplingPlan};
+use crate::part_sampler::SAMPLED_PART;
+use crate::prompt_rows::check_prompt_ids;
+use crate::rollout::without;
+use crate::sampling;
 use crate::sampling_keys::{self, SamplingKeys};
-
-/// What the `origin` column of the examples says.
-const ORIGIN: &str = "expert";
+use ask::{AugmentTask, Expert as StartedExpert};
+use worked::Worked;
 
 /// Takes verified answers of an expert as examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +47,13 @@ pub struct Augment {
     pub verify: VerifyConfig,
     /// Whether an answer must have the required form as well.
     pub require_format: bool,
+    /// The form that right answers are rewritten to, for example `<think>{reasoning}</think><answer>{answer}</answer>`: `{answer}`
+    /// is the answer that was found, `{reasoning}` what leads to it, `{text}` the whole. What comes out is verified again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<String>,
+    /// Answers with one of these texts, in any case, are not kept; for example `hint`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<String>,
 }
 
 /// Who answers.
@@ -60,7 +66,7 @@ pub struct Augment {
 pub enum Expert {
     /// The model on the input port `model`.
     Model(ExpertModel),
-    /// The column `solution` of the prompts.
+    /// Worked solutions: those of the input `solutions` (`prompt_id`, `text`), or the column `solution` of the prompts.
     Solutions(Solutions),
 }
 
@@ -106,6 +112,9 @@ pub struct ExpertModel {
     /// Texts that end an answer; its text is cut before them, its tokens are kept. Default none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// Asks again, with a hint, for prompts that got no right answer. Examples have the prompt without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<Hint>,
     /// A server that is asked, instead of a model on the input port `model`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
@@ -117,14 +126,40 @@ pub struct ExpertModel {
     pub max_concurrent: u32,
 }
 
-/// Options of worked solutions: none yet.
+/// What an expert is told that cannot find the answer by itself. Such examples have the origin `expert-hinted`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Hint {
+    /// Put after the question; `{answer}` is the gold answer, `{solution}` the column of that name.
+    pub text: String,
+    /// Answers sampled for each prompt with the hint.
+    pub attempts: u32,
+}
+
+/// Options of worked solutions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Solutions {}
+pub struct Solutions {
+    /// Most examples for each prompt: the first correct solutions. Default 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub keep: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
 
 impl OperatorKind for Augment {
     const KIND: &'static str = "augment";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const FAMILY: Family = Family::Map;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;
@@ -147,38 +182,63 @@ impl OperatorConfig for Augment {
             // Connected, its tokenizer decides whether the expert's token ids can be learnt as they are.
             inputs.push(InputPort::new("student", InputType::Model).optional());
         }
+        if matches!(self.expert, Expert::Solutions(_)) {
+            inputs.push(InputPort::new("solutions", worked::columns()).optional());
+        }
+        if self.verify.needs_model() {
+            inputs.push(InputPort::new("judge", InputType::Model));
+        }
         Ports::new(inputs, &["examples", "unanswered"])
     }
 
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
-        let mut faults = ValueFaults::default();
-        if let Expert::Model(model) = &self.expert {
-            faults.sampling("attempts", model.attempts, model.temperature);
-            faults.at_least("keep", u64::from(model.keep), 1);
-            faults.at_least("max-new-tokens", u64::from(model.max_new_tokens), 1);
-            faults.at_least("max-concurrent", u64::from(model.max_concurrent), 1);
-            model
-                .keys()
-                .check(model.temperature, model.max_new_tokens, &mut faults);
-            if let Some(endpoint) = &model.endpoint {
-                endpoint::check(endpoint, &mut faults);
+        let mut faults = self.verify.faults(&["verify"]);
+        faults.extend(self.rewrite.as_deref().and_then(rewrite::fault));
+        let mut of_expert = ValueFaults::default();
+        match &self.expert {
+            Expert::Model(model) => model.check(&mut of_expert),
+            Expert::Solutions(solutions) => {
+                of_expert.at_least("keep", u64::from(solutions.keep), 1);
             }
         }
-        let types = PortTypes::from([
+        let name = match &self.expert {
+            Expert::Model(_) => "model",
+            Expert::Solutions(_) => "solutions",
+        };
+        faults.extend(
+            of_expert
+                .or(&["expert", name], ())
+                .err()
+                .unwrap_or_default(),
+        );
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(PortTypes::from([
             (
                 "examples".to_owned(),
                 vec![PortType::table(TableName::Examples)],
             ),
             (
                 "unanswered".to_owned(),
-                vec![PortType::table(TableName::Prompts)],
+                vec![PortType::Table {
+                    table: TableName::Prompts,
+                    schema: unanswered_schema(),
+                }],
             ),
-        ]);
-        faults.or(&["expert", "model"], types)
+        ]))
+    }
+
+    fn externals(&self) -> Vec<External> {
+        self.verify.externals(&["verify"])
+    }
+
+    fn inspect(&self, root: &Path) -> Vec<Fault> {
+        self.verify.inspect(root, &["verify"])
     }
 
     fn key_config(&self, canonical: &Value, _inputs: &PortTypes) -> Value {
-        endpoint::content(canonical, "/expert/model/endpoint")
+        content(canonical)
     }
 
     fn as_map(&self) -> Option<&dyn MapOperator> {
@@ -191,6 +251,16 @@ impl MapOperator for Augment {
         Some("prompts")
     }
 
+    fn joined(&self) -> Vec<Joined> {
+        match &self.expert {
+            Expert::Model(_) => Vec::new(),
+            Expert::Solutions(_) => vec![Joined {
+                port: "solutions",
+                column: "prompt_id",
+            }],
+        }
+    }
+
     fn part_size(&self) -> PartSize {
         match &self.expert {
             Expert::Model(model) if model.endpoint.is_some() => ASKED_PART,
@@ -200,7 +270,7 @@ impl MapOperator for Augment {
     }
 
     fn part_config(&self, canonical: &Value) -> Value {
-        let mut config = endpoint::content(canonical, "/expert/model/endpoint");
+        let mut config = content(canonical);
         if let Some(model) = config.pointer_mut("/expert/model") {
             // No row depends on how many are decoded at the same time.
             *model = without(model, &["max-concurrent"]);
@@ -214,18 +284,83 @@ impl MapOperator for Augment {
         view: &'a dyn StageView,
     ) -> Result<Box<dyn MapTask + 'a>, OperatorError> {
         check_prompt_ids(view, "prompts")?;
-        let source = match &self.expert {
-            Expert::Model(model) => Source::Model(Box::new(model.start(context, view)?)),
-            Expert::Solutions(_) => Source::Solutions,
+        let expert = match &self.expert {
+            Expert::Model(model) => StartedExpert::Model(Box::new(model.start(context, view)?)),
+            Expert::Solutions(solutions) => {
+                StartedExpert::Worked(Worked::read(view, "solutions", solutions.keep)?)
+            }
         };
+        let mut verifier = Verifier::open(&self.verify, context, view)?;
+        if let Some(options) = self.verify.local_judge() {
+            let judge = LocalJudge::open(options, "judge", context, view)?;
+            verifier = verifier.with_model(Box::new(judge));
+        }
         Ok(Box::new(AugmentTask {
             config: self,
-            source,
+            expert,
+            verifier,
+            view,
         }))
     }
 }
 
+/// What counts of a configuration for what comes out.
+fn content(canonical: &Value) -> Value {
+    let mut config = endpoint::content(canonical, "/expert/model/endpoint");
+    if let Some(verify) = config.pointer_mut("/verify") {
+        VerifyConfig::retain_content(verify);
+    }
+    config
+}
+
+/// The prompts without an example, and why.
+fn unanswered_schema() -> SchemaRef {
+    let mut fields: Vec<_> = TableName::Prompts
+        .schema()
+        .fields()
+        .iter()
+        .cloned()
+        .collect();
+    fields.push(Field::new("reason", schemas::tables::TEXT, false).into());
+    Schema::new(fields).into()
+}
+
 impl ExpertModel {
+    fn check(&self, faults: &mut ValueFaults) {
+        faults.sampling("attempts", self.attempts, self.temperature);
+        faults.at_least("keep", u64::from(self.keep), 1);
+        faults.at_least("max-new-tokens", u64::from(self.max_new_tokens), 1);
+        faults.at_least("max-concurrent", u64::from(self.max_concurrent), 1);
+        let keys = self.keys();
+        keys.check(self.temperature, self.max_new_tokens, faults);
+        if let Some(hint) = &self.hint {
+            if hint.attempts == 0 {
+                faults.nested(
+                    "hint",
+                    "attempts",
+                    "`attempts` is 0 and must be at least 1".to_owned(),
+                );
+            }
+            if self.temperature == 0.0 && hint.attempts > 1 {
+                faults.nested(
+                    "hint",
+                    "attempts",
+                    "`temperature: 0` decodes greedily, so all attempts of a prompt would be the same".to_owned(),
+                );
+            }
+            if !["{answer}", "{solution}"]
+                .iter()
+                .any(|mark| hint.text.contains(mark))
+            {
+                let message = "the hint tells nothing of the prompt: it has neither `{answer}` nor `{solution}`";
+                faults.nested("hint", "text", message.to_owned());
+            }
+        }
+        if let Some(endpoint) = &self.endpoint {
+            endpoint::check(endpoint, faults);
+        }
+    }
+
     fn keys(&self) -> SamplingKeys {
         SamplingKeys {
             top_k: self.top_k,
@@ -238,279 +373,6 @@ impl ExpertModel {
             stop: self.stop.clone(),
         }
     }
-
-    fn start<'a>(
-        &self,
-        context: &StageContext<'_>,
-        view: &'a dyn StageView,
-    ) -> Result<StartedModel<'a>, OperatorError> {
-        let plan = SamplingPlan {
-            temperature: self.temperature,
-            keys: self.keys(),
-            max_new_tokens: self.max_new_tokens,
-            max_concurrent: self.max_concurrent,
-            seed: context.seed,
-            exact_ranges: false,
-        };
-        if let Some(endpoint) = &self.endpoint {
-            let server = EndpointSampler::start(endpoint, &plan, view)?;
-            return Ok(StartedModel {
-                digest: server.name().to_owned(),
-                answerer: Answerer::Server(Box::new(server)),
-                attempts: self.attempts,
-                keep: self.keep,
-                // Whose tokens they are is not known.
-                keep_tokens: false,
-            });
-        }
-        let sampler = PartSampler::load("model", self.precision, plan, context, view)?;
-        let keep_tokens = !view.inputs("student").is_empty()
-            && same_tokenizer(&view.model_folder("student")?, sampler.processor())?;
-        Ok(StartedModel {
-            answerer: Answerer::Model(Box::new(Mutex::new(sampler))),
-            digest: model_digest(view, "model")?,
-            attempts: self.attempts,
-            keep: self.keep,
-            keep_tokens,
-        })
-    }
-}
-
-struct AugmentTask<'a> {
-    config: &'a Augment,
-    source: Source<'a>,
-}
-
-/// Where answers come from.
-enum Source<'a> {
-    Model(Box<StartedModel<'a>>),
-    Solutions,
-}
-
-/// An expert model that is loaded.
-struct StartedModel<'a> {
-    answerer: Answerer<'a>,
-    digest: String,
-    attempts: u32,
-    keep: u32,
-    /// Whether the student reads the expert's tokens alike.
-    keep_tokens: bool,
-}
-
-/// An answer that became an example.
-#[derive(Debug)]
-struct Kept {
-    /// Index of the prompt.
-    prompt: usize,
-    text: String,
-    /// The expert's tokens, where the student reads them alike.
-    token_ids: Option<Vec<u32>>,
-}
-
-#[derive(Debug, Default)]
-struct Answers {
-    kept: Vec<Kept>,
-    /// Digest of the model that answered.
-    model: Option<String>,
-    /// Tokens that were sampled.
-    tokens: u64,
-    /// Prompts that could not be asked.
-    failed: Vec<FailedRow>,
-}
-
-impl MapTask for AugmentTask<'_> {
-    fn apply(&self, part: &MapPart<'_>) -> Result<MapOutput, OperatorError> {
-        let table = prompts_table(part.rows)?;
-        let rows = prompt_rows(&table)?;
-        let answers = match &self.source {
-            Source::Model(model) => self.config.ask_model(model, &rows)?,
-            Source::Solutions => self.config.take_solutions(&rows)?,
-        };
-        let ports = BTreeMap::from([
-            ("examples".to_owned(), examples(&table, &rows, &answers)?),
-            ("unanswered".to_owned(), unanswered(&table, &answers)?),
-        ]);
-        Ok(MapOutput {
-            slices: vec![ports],
-            failed: answers.failed,
-            tokens: answers.tokens,
-        })
-    }
-}
-
-impl Augment {
-    fn ask_model(
-        &self,
-        model: &StartedModel<'_>,
-        rows: &[PromptRow],
-    ) -> Result<Answers, OperatorError> {
-        let (asked, mut failed) = with_gold(rows);
-        let questions: Vec<PromptRow> = asked.iter().map(|row| rows[*row].clone()).collect();
-        let attempts = 0..model.attempts;
-        let mut samples = (model.answerer).sample(&questions, std::slice::from_ref(&attempts))?;
-        let tokens = samples.tokens();
-        failed.extend(samples.failed.drain(..).map(|failure| FailedRow {
-            row: asked[failure.row],
-            ..failure
-        }));
-        failed.sort_by_key(|failure| failure.row);
-        let sampled: Vec<Sampled> = (samples.ranges.into_iter().flatten())
-            .map(|answer| Sampled {
-                prompt: asked[answer.prompt],
-                ..answer
-            })
-            .collect();
-        let correct = self.correct(rows, sampled)?;
-        Ok(Answers {
-            kept: first_of_each_prompt(correct, model.keep, model.keep_tokens),
-            model: Some(model.digest.clone()),
-            tokens,
-            failed,
-        })
-    }
-
-    /// The finished and correct answers.
-    fn correct(
-        &self,
-        rows: &[PromptRow],
-        sampled: Vec<Sampled>,
-    ) -> Result<Vec<Sampled>, OperatorError> {
-        let judged: Result<Vec<bool>, OperatorError> = sampled
-            .par_iter()
-            .map(|answer| {
-                Ok(answer.is_complete() && self.accepts(&rows[answer.prompt], &answer.text)?)
-            })
-            .collect();
-        let judged = sampled.into_iter().zip(judged?);
-        Ok(judged
-            .filter(|(_, is_correct)| *is_correct)
-            .map(|(answer, _)| answer)
-            .collect())
-    }
-
-    fn take_solutions(&self, rows: &[PromptRow]) -> Result<Answers, OperatorError> {
-        let (asked, failed) = with_gold(rows);
-        let mut kept = Vec::new();
-        for prompt in asked {
-            let row = &rows[prompt];
-            if let Some(text) = &row.solution
-                && self.accepts(row, text)?
-            {
-                kept.push(Kept {
-                    prompt,
-                    text: text.clone(),
-                    token_ids: None,
-                });
-            }
-        }
-        Ok(Answers {
-            kept,
-            failed,
-            ..Answers::default()
-        })
-    }
-
-    fn accepts(&self, row: &PromptRow, text: &str) -> Result<bool, OperatorError> {
-        let verdict = self.verify.verdict(row.gold()?, text);
-        Ok(verdict.outcome == Outcome::Correct && (verdict.format_ok || !self.require_format))
-    }
-}
-
-/// The prompts whose answers can be verified, and the failures of the others.
-fn with_gold(rows: &[PromptRow]) -> (Vec<usize>, Vec<FailedRow>) {
-    let (mut asked, mut failed) = (Vec::new(), Vec::new());
-    for (row, prompt) in rows.iter().enumerate() {
-        match prompt.gold() {
-            Ok(_) => asked.push(row),
-            Err(error) => failed.push(FailedRow {
-                row,
-                error: error.to_string(),
-            }),
-        }
-    }
-    (asked, failed)
-}
-
-/// At most `keep` answers of each prompt; those of a prompt are in a row.
-fn first_of_each_prompt(correct: Vec<Sampled>, keep: u32, keep_tokens: bool) -> Vec<Kept> {
-    let mut kept: Vec<Kept> = Vec::new();
-    for answer in correct {
-        let taken = kept
-            .iter()
-            .rev()
-            .take_while(|earlier| earlier.prompt == answer.prompt)
-            .count();
-        if taken < keep as usize {
-            kept.push(Kept {
-                prompt: answer.prompt,
-                text: answer.text,
-                // Tokens with a stop string are not those of the text; the text is tokenised when it is learnt.
-                token_ids: (keep_tokens && !answer.is_cut).then_some(answer.completion.token_ids),
-            });
-        }
-    }
-    kept
-}
-
-fn same_tokenizer(folder: &std::path::Path, expert: &Processor) -> Result<bool, OperatorError> {
-    Ok(Processor::load(folder)?.tokenizer_digest() == expert.tokenizer_digest())
-}
-
-/// The rows with the columns of the table, in its order, and no others.
-fn prompts_table(batch: &RecordBatch) -> Result<RecordBatch, OperatorError> {
-    let schema: SchemaRef = TableName::Prompts.schema();
-    let columns: Option<Vec<ArrayRef>> = schema
-        .fields()
-        .iter()
-        .map(|field| batch.column_by_name(field.name()).cloned())
-        .collect();
-    let columns =
-        columns.ok_or_else(|| OperatorError::Internal("a prompts table lacks a column".into()))?;
-    Ok(RecordBatch::try_new(schema, columns)?)
-}
-
-/// The prompts without an example that did not fail either.
-fn unanswered(table: &RecordBatch, answers: &Answers) -> Result<RecordBatch, OperatorError> {
-    let mut is_open = vec![true; table.num_rows()];
-    let settled = answers.kept.iter().map(|kept| kept.prompt);
-    for row in settled.chain(answers.failed.iter().map(|failure| failure.row)) {
-        is_open[row] = false;
-    }
-    Ok(filter_record_batch(table, &BooleanArray::from(is_open))?)
-}
-
-fn examples(
-    table: &RecordBatch,
-    rows: &[PromptRow],
-    answers: &Answers,
-) -> Result<RecordBatch, OperatorError> {
-    let places = UInt64Array::from_iter_values(answers.kept.iter().map(|kept| kept.prompt as u64));
-    let messages = table
-        .column_by_name("messages")
-        .expect("the table was made with all columns");
-    let messages = take(messages.as_list::<i64>(), &places, None)?;
-    let (mut ids, mut texts) = (LargeStringBuilder::new(), LargeStringBuilder::new());
-    let (mut origins, mut models) = (LargeStringBuilder::new(), LargeStringBuilder::new());
-    let mut token_ids = list_builder::<UInt32Type>();
-    for kept in &answers.kept {
-        ids.append_value(&rows[kept.prompt].prompt_id);
-        texts.append_value(&kept.text);
-        if let Some(ids) = &kept.token_ids {
-            token_ids.values().append_slice(ids);
-        }
-        token_ids.append(kept.token_ids.is_some());
-        origins.append_value(ORIGIN);
-        models.append_option(answers.model.as_deref());
-    }
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(ids.finish()),
-        messages,
-        Arc::new(texts.finish()),
-        Arc::new(token_ids.finish()),
-        Arc::new(origins.finish()),
-        Arc::new(models.finish()),
-    ];
-    Ok(RecordBatch::try_new(TableName::Examples.schema(), columns)?)
 }
 
 #[cfg(test)]

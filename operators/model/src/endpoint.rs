@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_core::policy::{Completion, FinishReason};
-use engine_core::{FailedRow, OperatorError, PartSize, StageView, seed};
+use engine_core::{FailedRow, OperatorError, PartSize, StageEvent, StageView, seed};
 use operators_endpoint::{
     Answer, Answers, Client, Endpoint, EndpointError, Finish, Part, Question, Sampling, Tally, Turn,
 };
@@ -104,8 +104,14 @@ impl<'a> EndpointSampler<'a> {
             Some(revision) => format!("{}@{revision}", endpoint.model),
             None => endpoint.model.clone(),
         };
+        let client = Client::new(endpoint).map_err(stage_error)?;
+        // Beside the folders of stages, which go when their process does. What is committed by parts is kept anyway; this is
+        // for the part that a killed process was at.
+        if let Some(folder) = view.scratch().parent() {
+            client.keep_answers(&folder.join("metis-flow-requests"));
+        }
         Ok(Self {
-            client: Client::new(endpoint).map_err(stage_error)?,
+            client,
             sampling,
             seed: plan.seed,
             name,
@@ -252,6 +258,25 @@ impl<'a> EndpointSampler<'a> {
             text: answer.text,
             // Servers do not say which answers ended at a stop string.
             is_cut: answer.finish == Finish::Stop && !self.sampling.stop.is_empty(),
+        }
+    }
+}
+
+impl Drop for EndpointSampler<'_> {
+    /// All parts were asked: says what it took.
+    fn drop(&mut self) {
+        let tally = self.client.tally();
+        if tally.answers + tally.known > 0 {
+            let known = match tally.known {
+                0 => String::new(),
+                known => format!(", {known} more known from equal questions"),
+            };
+            self.view.event(StageEvent::Note(format!(
+                "asked {}: {} answers{known}, {}",
+                self.name,
+                tally.answers,
+                note(&tally)
+            )));
         }
     }
 }

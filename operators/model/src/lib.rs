@@ -1,6 +1,7 @@
 //! Operators that use a model: sampling, reinforcement learning, fine-tuning. They know the traits of a policy, not libtorch.
 
 pub mod advantage;
+pub mod alarms;
 pub mod augment;
 pub mod cast_model;
 mod checkpoint;
@@ -10,6 +11,8 @@ mod epoch_order;
 mod faults;
 pub mod init_model;
 pub mod load_model;
+mod local_judge;
+mod memory_note;
 mod metric_rows;
 pub mod optimizer;
 mod part_sampler;
@@ -28,6 +31,8 @@ mod test_support;
 mod update;
 
 use engine_core::Registry;
+
+pub use local_judge::LocalJudge;
 
 /// Adds every operator of this crate.
 pub fn register(registry: &mut Registry) {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use arrow::array::{Array, AsArray, LargeListArray, LargeStringArray, StructArray};
 use arrow::record_batch::RecordBatch;
 use engine_core::{OperatorError, StageView, seed};
+use operators_verifier::question_text;
 
 use crate::columns::{optional_text, text_column};
 
@@ -75,6 +76,18 @@ impl PromptRow {
         })
     }
 
+    /// What is asked, as verifiers see it: the text of the last user turns.
+    #[must_use]
+    pub fn question(&self) -> String {
+        question_text(self.messages.iter().map(|message| {
+            let parts = message.content.iter().map(|part| match part {
+                ContentPart::Text(text) => Some(text.as_str()),
+                ContentPart::Image(_) => None,
+            });
+            (message.role.as_str(), parts)
+        }))
+    }
+
     /// An error about this prompt.
     #[must_use]
     pub fn fault(&self, message: &str) -> OperatorError {
@@ -128,7 +141,7 @@ fn repeated(prompt_id: &str) -> OperatorError {
 ///
 /// # Errors
 /// `Internal` when a column is missing.
-pub(crate) fn prompt_rows(batch: &RecordBatch) -> Result<Vec<PromptRow>, OperatorError> {
+pub fn prompt_rows(batch: &RecordBatch) -> Result<Vec<PromptRow>, OperatorError> {
     let ids = text_column(batch, "prompt_id")?;
     let messages = messages_column(batch)?;
     let answers = optional_text(batch, "answer");

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use engine_core::event::{Progress, StageEvent};
 use engine_core::policy::{
-    Completion, FinishReason, GenerationProgress, GenerationRequest, SamplingParams,
-    TokenizedPrompt,
+    Completion, FinishReason, GenerationProgress, GenerationRequest, GenerationWatch,
+    SamplingParams, TokenizedPrompt,
 };
 use engine_core::{ModelError, OperatorError, Policy, StageView, seed};
 use rayon::prelude::*;
@@ -92,6 +92,91 @@ pub(crate) fn load_encoder(folder: &Path) -> Result<PromptEncoder, OperatorError
     Ok(PromptEncoder::new(Processor::load(folder)?))
 }
 
+/// Completions that are asked of a policy: range by range, and in the order of prompts and then samples in a range.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    /// Prompt and sample of each.
+    places: Vec<(usize, u32)>,
+    requests: Vec<GenerationRequest>,
+    params: SamplingParams,
+}
+
+impl Requests {
+    pub(crate) fn new(
+        asked: &[Asked<'_>],
+        ranges: &[Range<u32>],
+        plan: &SamplingPlan,
+        processor: &Arc<Processor>,
+    ) -> Self {
+        let places: Vec<(usize, u32)> = ranges
+            .iter()
+            .flat_map(|range| {
+                (0..asked.len())
+                    .flat_map(move |prompt| range.clone().map(move |sample| (prompt, sample)))
+            })
+            .collect();
+        let streams: Vec<u64> = asked
+            .iter()
+            .map(|asked| seed::prompt_stream(&asked.row.prompt_id))
+            .collect();
+        let requests: Vec<GenerationRequest> = places
+            .iter()
+            .map(|(prompt, sample)| GenerationRequest {
+                prompt: Arc::clone(&asked[*prompt].prompt),
+                prompt_stream: streams[*prompt],
+                sample: *sample,
+            })
+            .collect();
+        let mut params = plan.params(processor);
+        if plan.exact_ranges {
+            params.apart = sizes(asked, ranges);
+        }
+        Self {
+            places,
+            requests,
+            params,
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Prompt and sample of a request.
+    pub(crate) fn place(&self, index: usize) -> (usize, u32) {
+        self.places[index]
+    }
+
+    /// Their completions, in their order.
+    pub(crate) fn generate(
+        &self,
+        policy: &mut dyn Policy,
+        watch: &mut dyn GenerationWatch,
+    ) -> Result<Vec<Completion>, OperatorError> {
+        let completions = policy
+            .generate(&self.requests, &self.params, watch)
+            .map_err(interruption)?;
+        if completions.len() != self.requests.len() {
+            let message = format!(
+                "the policy returned {} completions for {} requests",
+                completions.len(),
+                self.requests.len()
+            );
+            return Err(OperatorError::Internal(message));
+        }
+        Ok(completions)
+    }
+}
+
+/// Completions of each range.
+fn sizes(asked: &[Asked<'_>], ranges: &[Range<u32>]) -> Vec<usize> {
+    ranges
+        .iter()
+        .map(|range| range.len() * asked.len())
+        .collect()
+}
+
 /// Samples completions of each prompt, range by range, and in the order of prompts and then samples in a range. A range gives
 /// the same whichever others are asked for beside it. `progress` is told about once for each token position.
 pub(crate) fn sample_prompts(
@@ -103,25 +188,7 @@ pub(crate) fn sample_prompts(
     view: &dyn StageView,
     progress: &mut dyn FnMut(GenerationProgress),
 ) -> Result<Vec<Vec<Sampled>>, OperatorError> {
-    let places: Vec<(usize, u32)> = ranges
-        .iter()
-        .flat_map(|range| {
-            (0..asked.len())
-                .flat_map(move |prompt| range.clone().map(move |sample| (prompt, sample)))
-        })
-        .collect();
-    let streams: Vec<u64> = asked
-        .iter()
-        .map(|asked| seed::prompt_stream(&asked.row.prompt_id))
-        .collect();
-    let requests: Vec<GenerationRequest> = places
-        .iter()
-        .map(|(prompt, sample)| GenerationRequest {
-            prompt: Arc::clone(&asked[*prompt].prompt),
-            prompt_stream: streams[*prompt],
-            sample: *sample,
-        })
-        .collect();
+    let requests = Requests::new(asked, ranges, plan, processor);
     let mut watch = |reached: GenerationProgress| {
         progress(reached);
         if view.is_cancelled() {
@@ -130,27 +197,9 @@ pub(crate) fn sample_prompts(
             ControlFlow::Continue(())
         }
     };
-    let sizes: Vec<usize> = ranges
-        .iter()
-        .map(|range| range.len() * asked.len())
-        .collect();
-    let mut params = plan.params(processor);
-    if plan.exact_ranges {
-        params.apart.clone_from(&sizes);
-    }
-    let completions = policy
-        .generate(&requests, &params, &mut watch)
-        .map_err(interruption)?;
-    if completions.len() != requests.len() {
-        let message = format!(
-            "the policy returned {} completions for {} requests",
-            completions.len(),
-            requests.len()
-        );
-        return Err(OperatorError::Internal(message));
-    }
+    let completions = requests.generate(policy, &mut watch)?;
     let with_text = |(index, completion): (usize, Completion)| {
-        let (prompt, sample) = places[index];
+        let (prompt, sample) = requests.place(index);
         let mut text = processor
             .decode(&completion.token_ids)
             .map_err(|message| asked[prompt].row.fault(&message))?;
@@ -169,7 +218,7 @@ pub(crate) fn sample_prompts(
         .map(with_text)
         .collect();
     let mut sampled = sampled?.into_iter();
-    Ok(sizes
+    Ok(sizes(asked, ranges)
         .into_iter()
         .map(|size| sampled.by_ref().take(size).collect())
         .collect())

@@ -84,7 +84,7 @@ pub(crate) fn optimizer_step(
 }
 
 /// Cuts sequences, in their order, into runs of at most `limit` tokens. A longer sequence is a run of its own.
-fn runs(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
+pub(crate) fn runs(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
     let mut runs = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (index, length) in lengths.iter().enumerate() {

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine_core::policy::{
-    Completion, GenerationRequest, LoadOptions, ModelBackend, PatchedImage, Policy, Precision,
-    SamplingParams, TokenizedPrompt,
+    Completion, GenerationProgress, GenerationRequest, LoadOptions, ModelBackend, PatchedImage,
+    Policy, Precision, SamplingParams, TokenizedPrompt,
 };
 use operators_torch::{DeviceChoice, TorchBackend};
 use serde_json::{Value, json};
@@ -137,7 +137,9 @@ fn timed(
     };
     let start = Instant::now();
     let done = policy
-        .generate(requests, &params, &mut |_| ControlFlow::Continue(()))
+        .generate(requests, &params, &mut |_: GenerationProgress| {
+            ControlFlow::Continue(())
+        })
         .unwrap();
     (start.elapsed().as_secs_f64(), done)
 }

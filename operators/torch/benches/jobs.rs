@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine_core::policy::{
-    Completion, GenerationRequest, LoadOptions, ModelBackend, PatchedImage, Policy, Precision,
-    SamplingParams, SessionLimits, SessionRequest, StopCheck, TokenizedPrompt, TrainSequence,
+    Completion, GenerationProgress, GenerationRequest, LoadOptions, ModelBackend, PatchedImage,
+    Policy, Precision, SamplingParams, SessionLimits, SessionRequest, StopCheck, TokenizedPrompt,
+    TrainSequence,
 };
 use operators_torch::{DeviceChoice, TorchBackend};
 use serde::{Deserialize, Serialize};
@@ -251,8 +252,7 @@ impl Job {
                     prompt: Arc::clone(&request.prompt),
                     completion: completion.token_ids.clone(),
                     token_weight: 1.0,
-                    advantage: 0.0,
-                    sampler_logprobs: Vec::new(),
+                    ..TrainSequence::default()
                 };
             let sequences: Vec<TrainSequence> =
                 requests.iter().zip(&completions).map(sequence).collect();
@@ -296,10 +296,14 @@ impl Job {
         requests: &[GenerationRequest],
     ) -> Result<(Report, Vec<Completion>), Box<dyn std::error::Error>> {
         let mut clock = Clock::new();
-        let completions = policy.generate(requests, &self.params(None), &mut |progress| {
-            clock.tick(progress.tokens);
-            ControlFlow::Continue(())
-        })?;
+        let completions = policy.generate(
+            requests,
+            &self.params(None),
+            &mut |progress: GenerationProgress| {
+                clock.tick(progress.tokens);
+                ControlFlow::Continue(())
+            },
+        )?;
         Ok((clock.report(self.name.clone(), &completions), completions))
     }
 

@@ -5,18 +5,17 @@
 //! others, and a prompt is run only once.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use engine_core::error::ModelError;
 use engine_core::policy::{
-    Completion, GenerationProgress, GenerationRequest, SamplingParams, TokenizedPrompt,
+    Completion, GenerationProgress, GenerationRequest, GenerationWatch, SamplingParams,
+    TokenizedPrompt,
 };
 use tch::Tensor;
 
 use crate::decoder::PREFILL_TOKENS;
-use crate::generate::{cpu_shard, decode, shards};
-use crate::guard::unguarded;
+use crate::generate::{News, cpu_shard, decode, shards};
 use crate::model::attention::KeyValue;
 use crate::model::prompt::Prefilled;
 use crate::model::{Model, indices};
@@ -98,7 +97,7 @@ pub(crate) fn generate(
     replicas: &dyn Fn() -> Vec<Model>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
-    progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    watch: &mut dyn GenerationWatch,
 ) -> Result<Vec<Completion>, ModelError> {
     if params.apart.iter().sum::<usize>() != requests.len() {
         return Err(ModelError::Input(format!(
@@ -131,23 +130,11 @@ pub(crate) fn generate(
                     .iter()
                     .map(|index| requests[*index].clone())
                     .collect();
-                let mut before = GenerationProgress::default();
-                let report = &mut |now: GenerationProgress| {
-                    let fresh = GenerationProgress {
-                        sequences: now.sequences - before.sequences,
-                        tokens: now.tokens - before.tokens,
-                    };
-                    before = now;
-                    reporter.report(fresh)
-                };
+                let report = &mut |news: News| reporter.report(news.renamed(&jobs[job]));
                 let decode = || decode(model, Some(prepared), &requests, params, report);
                 Team::new(team).enter(|| tch::no_grad(decode))
             },
-            |fresh: GenerationProgress| {
-                total.sequences += fresh.sequences;
-                total.tokens += fresh.tokens;
-                unguarded(|| progress(total)).is_continue()
-            },
+            |news: News| news.tell(&mut total, watch),
             |job, done| {
                 for (index, completion) in jobs[job].iter().zip(done) {
                     completions[*index] = Some(completion);

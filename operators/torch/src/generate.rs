@@ -3,12 +3,13 @@
 //! On the CPU the requests are cut into shards, each decoded by one thread.
 
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use engine_core::error::ModelError;
 use engine_core::policy::{
-    Completion, GenerationProgress, GenerationRequest, SamplingParams, TokenizedPrompt,
+    Completion, GenerationProgress, GenerationRequest, GenerationWatch, SamplingParams,
+    TokenizedPrompt,
 };
 
 use crate::apart::{self, Prepared};
@@ -25,6 +26,40 @@ const REFILL_SHARE: usize = 4;
 /// requests alone, so that the number of threads changes no result.
 const CPU_SHARD: RangeInclusive<usize> = 64..=256;
 
+/// What a decoding step brought.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    tokens: usize,
+    /// Completions that came to their end, with the places of their requests.
+    finished: Vec<(usize, Completion)>,
+}
+
+impl News {
+    /// The same with places among all requests; `places` are those of the requests that were decoded together.
+    pub(crate) fn renamed(mut self, places: &[usize]) -> Self {
+        for (index, _) in &mut self.finished {
+            *index = places[*index];
+        }
+        self
+    }
+
+    /// Passes it on; false asks to break off.
+    pub(crate) fn tell(
+        self,
+        total: &mut GenerationProgress,
+        watch: &mut dyn GenerationWatch,
+    ) -> bool {
+        total.tokens += self.tokens;
+        total.sequences += self.finished.len();
+        unguarded(|| {
+            for (index, completion) in &self.finished {
+                watch.finished(*index, completion);
+            }
+            watch.progress(*total).is_continue()
+        })
+    }
+}
+
 /// Samples one completion for each request, in their order, with one thread for each of the models that `replicas` gives.
 ///
 /// # Errors
@@ -33,21 +68,21 @@ pub(crate) fn generate(
     replicas: &dyn Fn() -> Vec<Model>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
-    progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    watch: &mut dyn GenerationWatch,
 ) -> Result<Vec<Completion>, ModelError> {
     let models = replicas();
     let is_exact = models.iter().all(|model| !model.device.is_cuda());
     if is_exact && !params.apart.is_empty() {
-        return apart::generate(replicas, requests, params, progress);
+        return apart::generate(replicas, requests, params, watch);
     }
-    generate_together(models, requests, params, progress)
+    generate_together(models, requests, params, watch)
 }
 
 fn generate_together(
     models: Vec<Model>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
-    progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    watch: &mut dyn GenerationWatch,
 ) -> Result<Vec<Completion>, ModelError> {
     let one_shard = models.iter().any(|model| model.device.is_cuda());
     let largest = if one_shard {
@@ -67,23 +102,11 @@ fn generate_together(
                 .iter()
                 .map(|index| requests[*index].clone())
                 .collect();
-            let mut before = GenerationProgress::default();
-            let report = &mut |now: GenerationProgress| {
-                let fresh = GenerationProgress {
-                    sequences: now.sequences - before.sequences,
-                    tokens: now.tokens - before.tokens,
-                };
-                before = now;
-                reporter.report(fresh)
-            };
+            let report = &mut |news: News| reporter.report(news.renamed(&shards[shard]));
             let decode = || decode(model, None, &requests, params, report);
             Team::new(team).enter(|| tch::no_grad(decode))
         },
-        |fresh: GenerationProgress| {
-            total.sequences += fresh.sequences;
-            total.tokens += fresh.tokens;
-            unguarded(|| progress(total)).is_continue()
-        },
+        |news: News| news.tell(&mut total, watch),
         |shard, done| {
             for (index, completion) in shards[shard].iter().zip(done) {
                 completions[*index] = Some(completion);
@@ -140,14 +163,14 @@ pub(crate) fn shards(requests: &[GenerationRequest], largest: usize) -> Vec<Vec<
     shards
 }
 
-/// Decodes requests together on one thread; `report` gets the sums so far and returns whether to go on. Requests come in order
+/// Decodes requests together on one thread; `report` gets what each step brought and returns whether to go on. Requests come in order
 /// of prompt length, samples of one prompt together.
 pub(crate) fn decode(
     model: &Model,
     prepared: Option<&Prepared>,
     requests: &[GenerationRequest],
     params: &SamplingParams,
-    report: &mut dyn FnMut(GenerationProgress) -> bool,
+    report: &mut dyn FnMut(News) -> bool,
 ) -> Result<Vec<Completion>, ModelError> {
     let length = |request: &GenerationRequest| match prepared {
         Some(prepared) => prepared.padded(&request.prompt),
@@ -176,11 +199,13 @@ pub(crate) fn decode(
         decoder.submit(index as u64, request.clone(), Arc::clone(&params), 0)?;
     }
     let mut done = vec![Completion::default(); requests.len()];
-    let mut progress = GenerationProgress::default();
     let mut tokens = Vec::new();
     while decoder.pending() > 0 {
         decoder.step(&mut tokens)?;
-        progress.tokens += tokens.len();
+        let mut news = News {
+            tokens: tokens.len(),
+            finished: Vec::new(),
+        };
         for token in tokens.drain(..) {
             let index = usize::try_from(token.id).expect("ids are indices");
             let completion = &mut done[index];
@@ -190,10 +215,10 @@ pub(crate) fn decode(
             completion.entropies.push(token.entropy);
             if let Some(reason) = token.finish {
                 completion.finish_reason = reason;
-                progress.sequences += 1;
+                news.finished.push((index, completion.clone()));
             }
         }
-        if !report(progress) {
+        if !report(news) {
             return Err(ModelError::Interrupted);
         }
     }

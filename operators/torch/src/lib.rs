@@ -2,6 +2,7 @@
 //!
 //! The only crate that names `tch`. It implements the traits of `engine_core::policy`; nothing of tensors leaves it.
 
+mod accumulate;
 mod allocator;
 mod apart;
 mod backend;
@@ -9,11 +10,15 @@ mod completion;
 mod config;
 mod cuda;
 mod decoder;
+mod deterministic;
 mod device;
 mod generate;
+mod groups;
 mod guard;
+mod head;
 mod init;
 mod layout;
+mod lora;
 mod loss;
 mod memory;
 mod model;
@@ -21,10 +26,12 @@ mod optimizer;
 mod parallel;
 mod parameters;
 mod philox;
+mod plan;
 mod policy;
 mod sampling;
 mod save;
 mod session;
+mod sink;
 mod skinny;
 mod state;
 mod team;

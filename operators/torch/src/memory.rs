@@ -1,4 +1,4 @@
-//! Memory for key-value caches: planned before the first token, out of what is free.
+//! Memory of the machine, and what key-value caches may take of it: planned before the first token.
 
 use engine_core::error::ModelError;
 
@@ -32,12 +32,31 @@ pub(crate) fn sequences_that_fit(model: &Model, room: Room) -> Result<usize, Mod
     Ok(fits.min(room.slots))
 }
 
+/// Bytes that are there for this process, those that it holds included.
+pub(crate) fn on_machine() -> u64 {
+    let held = of_process("VmRSS:").unwrap_or(0);
+    available().map_or(u64::MAX, |free| free.saturating_add(held))
+}
+
+/// The most bytes that this process has held, where the system says so.
+pub(crate) fn peak() -> u64 {
+    of_process("VmHWM:").unwrap_or(0)
+}
+
 /// Bytes that can be taken without swapping, where the system says so.
 fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    figure("/proc/meminfo", "MemAvailable:")
+}
+
+/// A figure of this process.
+pub(crate) fn of_process(name: &str) -> Option<u64> {
+    figure("/proc/self/status", name)
+}
+
+/// A figure in KiB of a file of the system, in bytes.
+fn figure(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     kibibytes.checked_mul(1024)
 }

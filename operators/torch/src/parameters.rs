@@ -1,19 +1,20 @@
 //! The weights in memory: views of a few flat buffers.
 //!
-//! Weights of one kind (trained or frozen, matrix or vector) share a buffer up to a size limit. The optimizer then
-//! works on a handful of long vectors instead of hundreds of small tensors.
+//! Weights of one kind (trained or frozen, matrix or vector, learning rate) share a buffer up to a size limit. The optimizer
+//! then works on a handful of long vectors instead of hundreds of small tensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use engine_core::error::ModelError;
+use engine_core::policy::TrainOptions;
 use tch::{Device, Kind, Tensor};
 
-use crate::layout::{Parameter, Part, canonical};
+use crate::groups::{self, Group};
+use crate::layout::Parameter;
+use crate::lora::{Adapter, Lora};
 use crate::weights::WeightFiles;
 
-/// Largest buffer in elements, except for a single weight that is larger.
-const BUCKET_LIMIT: i64 = 1 << 27;
 /// Weights start at multiples of this many elements, so that vector loads are aligned.
 const ALIGNMENT: i64 = 16;
 
@@ -28,15 +29,23 @@ pub(crate) struct Bucket {
     pub(crate) trained: bool,
     /// Whether they are matrices.
     pub(crate) matrices: bool,
+    /// Factor of the learning rate.
+    pub(crate) factor: f64,
 }
 
-/// All weights of a model.
+/// All weights of a model, and of its adapters if it has any.
 #[derive(Debug)]
 pub(crate) struct Parameters {
+    /// The model's own weights, then those of adapters.
     pub(crate) list: Vec<Parameter>,
-    /// One tensor for each of `list`; trained ones require gradients.
+    /// One tensor for each of `list`; trained ones require gradients. An adapted weight has its adapter in it.
     pub(crate) tensors: Vec<Tensor>,
     pub(crate) buckets: Vec<Bucket>,
+    /// Type of the model's own weights.
+    pub(crate) kind: Kind,
+    pub(crate) lora: Option<Lora>,
+    /// How many of `list` are the model's own.
+    own: usize,
     index: BTreeMap<String, usize>,
 }
 
@@ -45,68 +54,71 @@ pub(crate) fn padded(numel: i64) -> i64 {
     (numel + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
+/// Type of gradients, masters and adapters of weights of some type.
+pub(crate) fn wide_kind(kind: Kind) -> Kind {
+    if kind == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
+}
+
 impl Parameters {
-    /// Reads the weights of a folder. `freeze` is `None` for a model that is not trained.
+    /// Reads the weights of a folder. `training` is `None` for a model that is not trained.
     ///
     /// # Errors
-    /// When a weight is missing, extra or misshaped, or a joined weight would be frozen in part.
+    /// When a weight is missing, extra or misshaped, or the options of the training do not fit the weights.
     pub(crate) fn load(
-        list: Vec<Parameter>,
+        mut list: Vec<Parameter>,
         folder: &Path,
-        freeze: Option<&[String]>,
+        training: Option<&TrainOptions>,
         kind: Kind,
         device: Device,
     ) -> Result<Self, ModelError> {
         let files = WeightFiles::open(folder)?;
         files.check(&list)?;
-        check_freeze(&list, freeze.unwrap_or_default())?;
-        let trained = list
-            .iter()
-            .map(|parameter| is_trained(parameter, freeze))
-            .collect::<Result<Vec<_>, _>>()?;
+        let own = list.len();
+        let mut lora = None;
+        let mut trained = vec![false; own];
+        let mut factors = vec![1.0; own];
+        if let Some(options) = training {
+            groups::check_freeze(&list, &options.freeze)?;
+            lora = Lora::new(&mut list, options)?;
+            if lora.is_none() {
+                for (trained, parameter) in trained.iter_mut().zip(&list) {
+                    *trained = groups::is_trained(parameter, &options.freeze)?;
+                }
+            }
+            trained.resize(list.len(), true);
+            factors = groups::factors(&list, &trained, options)?;
+        }
         let mut tensors: Vec<Option<Tensor>> = list.iter().map(|_| None).collect();
         let mut buckets = Vec::new();
-        for (members, trained, matrices) in plan(&list, &trained) {
-            let length = members
-                .iter()
-                .map(|member| padded(list[*member].numel()))
-                .sum::<i64>();
-            let mut flat = Tensor::zeros([length], (kind, Device::Cpu));
-            let mut offset = 0;
-            for member in &members {
-                let mut start = offset;
-                for part in &list[*member].parts {
-                    files.copy(part, &mut flat.narrow(0, start, part.numel()))?;
-                    start += part.numel();
-                }
-                offset += padded(list[*member].numel());
-            }
-            flat = flat.to_device(device);
-            offset = 0;
-            for member in &members {
-                let parameter = &list[*member];
-                let view = flat
-                    .narrow(0, offset, parameter.numel())
-                    .view(parameter.shape.as_slice())
-                    .detach();
-                tensors[*member] = Some(if trained {
-                    view.set_requires_grad(true)
-                } else {
-                    view
-                });
-                offset += padded(parameter.numel());
+        for group in groups::plan(&list, &trained, &factors) {
+            // With adapters nothing else is trained.
+            let is_adapters = group.trained && lora.is_some();
+            let kind = if is_adapters { wide_kind(kind) } else { kind };
+            let mut flat = Tensor::zeros([group.length(&list)], (kind, Device::Cpu));
+            fill(&mut flat, &group, &list, &files, lora.as_ref())?;
+            let flat = flat.to_device(device);
+            for (member, tensor) in views(&flat, &group.members, &list) {
+                tensors[member] = Some(tensor.set_requires_grad(group.trained));
             }
             buckets.push(Bucket {
                 flat,
-                members,
-                trained,
-                matrices,
+                members: group.members,
+                trained: group.trained,
+                matrices: group.matrices,
+                factor: group.factor,
             });
         }
-        let tensors = tensors
+        let tensors: Vec<Tensor> = tensors
             .into_iter()
             .map(|tensor| tensor.expect("the plan covers every weight"))
             .collect();
+        if let Some(lora) = &mut lora {
+            lora.keep_bases(&tensors);
+        }
         let index = list
             .iter()
             .enumerate()
@@ -116,113 +128,119 @@ impl Parameters {
             list,
             tensors,
             buckets,
+            kind,
+            lora,
+            own,
             index,
         })
     }
 
     /// The same weights for another thread: tensors can be sent, but not shared by reference.
     pub(crate) fn share(&self) -> Self {
+        self.with(self.tensors.iter().map(Tensor::shallow_clone).collect())
+    }
+
+    /// The same weights with other values, which the optimizer does not know: for reading alone.
+    pub(crate) fn with(&self, tensors: Vec<Tensor>) -> Self {
         let bucket = |bucket: &Bucket| Bucket {
             flat: bucket.flat.shallow_clone(),
             members: bucket.members.clone(),
-            trained: bucket.trained,
-            matrices: bucket.matrices,
+            ..*bucket
         };
         Self {
             list: self.list.clone(),
-            tensors: self.tensors.iter().map(Tensor::shallow_clone).collect(),
+            tensors,
             buckets: self.buckets.iter().map(bucket).collect(),
+            lora: self.lora.as_ref().map(Lora::share),
             index: self.index.clone(),
+            ..*self
         }
     }
 
     /// The weight with this name in memory.
     pub(crate) fn get(&self, name: &str) -> Tensor {
-        let index = self
-            .index
-            .get(name)
-            .expect("the layout and the model name the same weights");
-        self.tensors[*index].shallow_clone()
+        self.tensors[self.place(name)].shallow_clone()
     }
 
-    /// Number of weights.
+    /// The adapter of the weight with this name in memory, if it has one.
+    pub(crate) fn adapter(&self, name: &str) -> Option<Adapter> {
+        let lora = self.lora.as_ref()?;
+        lora.adapter(self.place(name), &self.tensors)
+    }
+
+    fn place(&self, name: &str) -> usize {
+        *self
+            .index
+            .get(name)
+            .expect("the layout and the model name the same weights")
+    }
+
+    /// The model's own weights, without adapters.
+    pub(crate) fn own(&self) -> impl Iterator<Item = (&Parameter, &Tensor)> {
+        self.list.iter().zip(&self.tensors).take(self.own)
+    }
+
+    /// Number of the model's own weights.
     pub(crate) fn count(&self) -> u64 {
-        self.list
-            .iter()
-            .map(|parameter| parameter.numel().unsigned_abs())
+        self.own()
+            .map(|(parameter, _)| parameter.numel().unsigned_abs())
             .sum()
     }
 
     /// Indices of the trained weights, in the order of the buffers.
     pub(crate) fn trained(&self) -> Vec<usize> {
-        self.buckets
-            .iter()
-            .filter(|bucket| bucket.trained)
+        self.trained_buckets()
             .flat_map(|bucket| bucket.members.iter().copied())
             .collect()
     }
-}
 
-/// A prefix that fits no weight is a slip that would train what was meant to stay as it is.
-fn check_freeze(list: &[Parameter], freeze: &[String]) -> Result<(), ModelError> {
-    let mut names = list.iter().flat_map(|parameter| &parameter.parts);
-    let idle = freeze
-        .iter()
-        .find(|prefix| !names.clone().any(|part| begins(part, prefix)));
-    match (idle, names.next()) {
-        (Some(prefix), Some(first)) => Err(ModelError::Input(format!(
-            "`freeze` has `{prefix}`, with which no weight's name begins; names are like {}",
-            first.name
-        ))),
-        _ => Ok(()),
+    pub(crate) fn trained_buckets(&self) -> impl Iterator<Item = &Bucket> {
+        self.buckets.iter().filter(|bucket| bucket.trained)
+    }
+
+    /// Puts adapters that have changed into the weights that the model computes with.
+    pub(crate) fn merge_adapters(&self) {
+        if let Some(lora) = &self.lora {
+            lora.merge_into(&self.tensors);
+        }
     }
 }
 
-/// Whether a weight's name begins so, on disk or in memory: `visual.` is the tower of every family.
-fn begins(part: &Part, prefix: &str) -> bool {
-    part.name.starts_with(prefix) || canonical(&part.name).starts_with(prefix)
+/// Copies the values of a group into its buffer.
+fn fill(
+    flat: &mut Tensor,
+    group: &Group,
+    list: &[Parameter],
+    files: &WeightFiles,
+    lora: Option<&Lora>,
+) -> Result<(), ModelError> {
+    let mut offset = 0;
+    for member in &group.members {
+        let mut start = offset;
+        for part in &list[*member].parts {
+            let target = &mut flat.narrow(0, start, part.numel());
+            match lora.filter(|_| group.trained) {
+                Some(lora) => lora.initialise(part, target),
+                None => files.copy(part, target)?,
+            }
+            start += part.numel();
+        }
+        offset += padded(list[*member].numel());
+    }
+    Ok(())
 }
 
-fn is_trained(parameter: &Parameter, freeze: Option<&[String]>) -> Result<bool, ModelError> {
-    let Some(freeze) = freeze else {
-        return Ok(false);
+/// The weights that lie in a buffer, with their indices.
+pub(crate) fn views(flat: &Tensor, members: &[usize], list: &[Parameter]) -> Vec<(usize, Tensor)> {
+    let mut offset = 0;
+    let view = |member: &usize| {
+        let parameter = &list[*member];
+        let view = flat
+            .narrow(0, offset, parameter.numel())
+            .view(parameter.shape.as_slice())
+            .detach();
+        offset += padded(parameter.numel());
+        (*member, view)
     };
-    let frozen = |part: &Part| freeze.iter().any(|prefix| begins(part, prefix));
-    let count = parameter.parts.iter().filter(|part| frozen(part)).count();
-    if count != 0 && count != parameter.parts.len() {
-        let names: Vec<&str> = parameter
-            .parts
-            .iter()
-            .map(|part| part.name.as_str())
-            .collect();
-        return Err(ModelError::Input(format!(
-            "freeze all or none of {}",
-            names.join(", ")
-        )));
-    }
-    Ok(count == 0)
-}
-
-/// Members of each buffer, with whether they are trained and whether they are matrices.
-fn plan(list: &[Parameter], trained: &[bool]) -> Vec<(Vec<usize>, bool, bool)> {
-    let mut plan = Vec::new();
-    for (is_trained, matrices) in [(true, true), (true, false), (false, true), (false, false)] {
-        let mut members = Vec::new();
-        let mut length = 0;
-        for (index, parameter) in list.iter().enumerate() {
-            if trained[index] != is_trained || parameter.is_matrix() != matrices {
-                continue;
-            }
-            if !members.is_empty() && length + padded(parameter.numel()) > BUCKET_LIMIT {
-                plan.push((std::mem::take(&mut members), is_trained, matrices));
-                length = 0;
-            }
-            length += padded(parameter.numel());
-            members.push(index);
-        }
-        if !members.is_empty() {
-            plan.push((members, is_trained, matrices));
-        }
-    }
-    plan
+    members.iter().map(view).collect()
 }

@@ -2,9 +2,9 @@
 //!
 //! A draw is a pure function of key and counter, so what a sample gets does not depend on what was drawn before.
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const ROUNDS: usize = 10;
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(crate) const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(crate) const ROUNDS: usize = 10;
 
 /// Four random words for one counter under one key.
 pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
@@ -37,6 +37,20 @@ pub(crate) fn token_uniform(seed: u64, prompt_stream: u64, sample: u32, position
     bits as f64 / (1_u64 << 48) as f64
 }
 
+/// Uniform numbers between `-bound` and `bound` for one purpose.
+pub(crate) fn fill_uniform(stream: u64, bound: f64, values: &mut [f32]) {
+    for (index, quad) in values.chunks_mut(4).enumerate() {
+        let words = philox(
+            [low(index as u64), high(index as u64), 0, 0],
+            [low(stream), high(stream)],
+        );
+        for (value, word) in quad.iter_mut().zip(words) {
+            let unit = (f64::from(word) + 0.5) / 4_294_967_296.0;
+            *value = ((2.0 * unit - 1.0) * bound) as f32;
+        }
+    }
+}
+
 /// Standard normal numbers for one purpose, by the Box-Muller transform.
 pub(crate) fn fill_normal(stream: u64, scale: f64, values: &mut [f32]) {
     for (index, quad) in values.chunks_mut(4).enumerate() {
@@ -56,11 +70,11 @@ pub(crate) fn fill_normal(stream: u64, scale: f64, values: &mut [f32]) {
     }
 }
 
-fn low(value: u64) -> u32 {
+pub(crate) fn low(value: u64) -> u32 {
     (value & 0xFFFF_FFFF) as u32
 }
 
-fn high(value: u64) -> u32 {
+pub(crate) fn high(value: u64) -> u32 {
     (value >> 32) as u32
 }
 
@@ -103,6 +117,18 @@ mod tests {
             assert!((base - other).abs() > 1e-9);
         }
         assert!((0.0..1.0).contains(&base));
+    }
+
+    #[test]
+    fn uniforms_fill_their_interval() {
+        let mut values = vec![0.0; 10_001];
+        fill_uniform(5, 0.25, &mut values);
+        let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / 10_001.0;
+        let largest = values
+            .iter()
+            .fold(0.0_f32, |most, value| most.max(value.abs()));
+        assert!(mean.abs() < 0.01, "{mean}");
+        assert!((0.249..=0.25).contains(&largest), "{largest}");
     }
 
     #[test]

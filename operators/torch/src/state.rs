@@ -1,7 +1,8 @@
 //! Files from which training goes on: the trained weights as the optimizer holds them, its moments and its steps.
 //!
-//! Each flat buffer of the optimizer is a file of its own, with three tensors for each trained weight under its published
-//! name. Frozen weights never change, so they are not part of it.
+//! Each flat buffer of the optimizer is a file of its own, with the weight, its moments and its average (where one is kept) for
+//! each trained weight under its published name. Frozen weights never change, so they are not part of it; with adapters
+//! these are all that is.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -20,8 +21,8 @@ use crate::weights::{file_error, map_file, tensor_error};
 
 /// The file that says what the others are; written last.
 const SUMMARY_FILE: &str = "state.json";
-/// Raised when older files can no longer be read.
-const FORMAT: u32 = 1;
+/// Raised when what is written changes. Format 1 has neither adapters, averages nor rounding at random, and is read as it is.
+const FORMAT: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +32,18 @@ struct Summary {
     steps: i32,
     /// Type of the weights that the model computes with.
     weights: String,
+    /// Rank and alpha of the adapters.
+    #[serde(default)]
+    lora: Option<Shape>,
     files: Vec<String>,
+}
+
+/// What the sizes of adapters' weights do not say.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shape {
+    rank: usize,
+    alpha: f64,
 }
 
 /// A stretch of an optimizer buffer: the weights or one of the moments of one published weight.
@@ -60,7 +72,7 @@ impl View for &Slot {
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.numel() * if self.dtype() == Dtype::F64 { 8 } else { 4 }
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
     }
 }
 
@@ -88,6 +100,7 @@ pub(crate) fn write(
         format: FORMAT,
         steps: optimizer.steps,
         weights: kind_name(weights),
+        lora: shape(weights),
         files,
     };
     let path = folder.join(SUMMARY_FILE);
@@ -129,9 +142,9 @@ fn summary(folder: &Path, weights: &Parameters) -> Result<Summary, ModelError> {
         serde_json::from_slice(&text).map_err(|error| file_error(&path, &error))?;
     let fault = |message: String| Err(file_error(&path, &message));
     let held = kind_name(weights);
-    if summary.format != FORMAT {
+    if !(1..=FORMAT).contains(&summary.format) {
         return fault(format!(
-            "it has format {}, and this program reads format {FORMAT}",
+            "it has format {}, and this program reads formats up to {FORMAT}",
             summary.format
         ));
     }
@@ -141,7 +154,26 @@ fn summary(folder: &Path, weights: &Parameters) -> Result<Summary, ModelError> {
             summary.weights
         ));
     }
+    let adapters = |shape: &Option<Shape>| match shape {
+        Some(Shape { rank, alpha }) => format!("adapters of rank {rank} and alpha {alpha}"),
+        None => "no adapters".to_owned(),
+    };
+    if summary.lora != shape(weights) {
+        return fault(format!(
+            "it belongs to a model with {}, and this one has {}",
+            adapters(&summary.lora),
+            adapters(&shape(weights))
+        ));
+    }
     Ok(summary)
+}
+
+fn shape(weights: &Parameters) -> Option<Shape> {
+    let options = weights.lora.as_ref()?.options();
+    Some(Shape {
+        rank: options.rank,
+        alpha: options.alpha,
+    })
 }
 
 /// A tensor in a mapped file.
@@ -152,7 +184,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn tensor(&self) -> Tensor {
-        let size = if self.kind == Kind::Double { 8 } else { 4 };
+        let size = self.kind.elt_size_in_bytes();
         Tensor::from_data_size(self.bytes, &[(self.bytes.len() / size) as i64], self.kind)
     }
 }
@@ -174,7 +206,7 @@ fn matched<'a>(
             let fault = |message: String| Err(tensor_error(path, name, message));
             let Some(slot) = wanted.remove(name) else {
                 return fault(
-                    "is not something that this model trains; the state is of another model, or other parts were frozen"
+                    "is not something that this model trains; the state is of another model, or other parts were frozen, adapted or averaged"
                         .to_owned(),
                 );
             };
@@ -210,20 +242,21 @@ fn matched<'a>(
 
 /// The stretches of each buffer of the optimizer.
 fn buffers(optimizer: &AdamW, weights: &Parameters) -> Vec<Vec<Slot>> {
-    let trained = weights.buckets.iter().filter(|bucket| bucket.trained);
+    let trained = weights.trained_buckets();
     let slots = trained.zip(&optimizer.states).map(|(bucket, state)| {
+        let mut buffers = vec![
+            ("weight", &state.master),
+            ("first-moment", &state.first),
+            ("second-moment", &state.second),
+        ];
+        buffers.extend(state.average.as_ref().map(|average| ("average", average)));
         let mut slots = Vec::new();
         let mut offset = 0;
         for member in &bucket.members {
             let parameter = &weights.list[*member];
             let mut start = offset;
             for part in &parameter.parts {
-                let kinds = [
-                    ("weight", &state.master),
-                    ("first-moment", &state.first),
-                    ("second-moment", &state.second),
-                ];
-                slots.extend(kinds.map(|(kind, buffer)| {
+                slots.extend(buffers.iter().map(|(kind, buffer)| {
                     Slot {
                         name: format!("{kind}/{}", part.name),
                         shape: part
@@ -244,14 +277,13 @@ fn buffers(optimizer: &AdamW, weights: &Parameters) -> Vec<Vec<Slot>> {
 }
 
 fn dtype(tensor: &Tensor) -> Dtype {
-    if tensor.kind() == Kind::Double {
-        Dtype::F64
-    } else {
-        Dtype::F32
+    match tensor.kind() {
+        Kind::Double => Dtype::F64,
+        Kind::BFloat16 => Dtype::BF16,
+        _ => Dtype::F32,
     }
 }
 
 fn kind_name(weights: &Parameters) -> String {
-    let kind = weights.buckets.first().map(|bucket| bucket.flat.kind());
-    format!("{:?}", kind.unwrap_or(Kind::Float)).to_lowercase()
+    format!("{:?}", weights.kind).to_lowercase()
 }

@@ -1,104 +1,272 @@
 //! Forward and backward pass of one micro-batch.
 //!
-//! The output head is the widest layer by far, so its forward and backward pass run in chunks of tokens against a
-//! detached copy of the hidden states; the gradient that they leave there then goes through the layers in one piece.
+//! The backward pass is by hand from layer to layer: each layer starts again from its input, or from what it kept, and its gradients go
+//! straight into the buffers of the step.
+//!
+//! Shapes: `n` completion tokens, `t` tokens of the pass, `r` tokens that predict something, `w` model width.
 
 use engine_core::error::ModelError;
 use engine_core::policy::{Loss, LossReport, TrainSequence};
 use tch::{Kind, Tensor};
 
-use crate::completion::{self, MicroBatch};
-use crate::loss::{Tally, TokenTargets, weighted_loss};
-use crate::model::Model;
+use crate::completion::{self, Layout, MicroBatch};
+use crate::head;
+use crate::loss::TokenTargets;
+use crate::model::language::{Additions, Layer};
+use crate::model::layer::Kept;
+use crate::model::norm::{self, Norm};
+use crate::model::tower::Features;
+use crate::model::tower_pass::TowerPass;
+use crate::model::{Model, indices};
 use crate::optimizer::Gradients;
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, wide_kind};
+use crate::sink::Sink;
 
-/// Loss and gradients of a micro-batch.
+/// Names of the tower's weights.
+const TOWER: &str = "visual.";
+
+/// What a micro-batch is learnt with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Learning<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) weights: &'a Parameters,
+    pub(crate) loss: Loss,
+    /// Whether the backward pass runs layers again.
+    pub(crate) recompute: bool,
+}
+
+/// Hidden states of a pass, and what its backward pass needs.
+struct Forward<'a> {
+    /// Before the last norm, `[r, w]`.
+    last: Tensor,
+    /// From the first layer that is to be kept on: inputs, and the rest unless it is computed again.
+    layers: Vec<(Tensor, Option<Kept>)>,
+    /// Whether the last layer carries on only the tokens that predict something.
+    is_pruned: bool,
+    deep: usize,
+    tower: Option<TowerPass<'a>>,
+}
+
+/// What to keep of a pass.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    /// The first layer that is kept.
+    from: usize,
+    recompute: bool,
+    tower: bool,
+}
+
+/// Adds the gradients of a micro-batch.
 ///
 /// # Errors
-/// [`ModelError::NonFinite`] when the loss is not finite.
+/// [`ModelError::NonFinite`] when the loss is not finite; the gradients are then as they were.
 pub(crate) fn forward_backward(
-    model: &Model,
-    weights: &Parameters,
+    learning: &Learning<'_>,
     batch: &MicroBatch,
     sequences: &[TrainSequence],
-    loss: Loss,
-) -> Result<(LossReport, Gradients), ModelError> {
-    let hidden = completion::completion_states(model, batch, sequences);
-    let kind = if model.kind == Kind::Double {
-        Kind::Double
-    } else {
-        Kind::Float
+    gradients: &mut Gradients,
+) -> Result<LossReport, ModelError> {
+    let _no_graph = tch::no_grad_guard();
+    let Learning { model, weights, .. } = *learning;
+    let mut sink = Sink::new(weights, gradients);
+    let layout = Layout::new(model, batch, sequences)?;
+    let tower = !sink.below(&[TOWER]).is_empty();
+    let inputs = tower || model.language.embedding.requires_grad();
+    let learns: Vec<bool> = model.language.layers.iter().map(Layer::learns).collect();
+    let first = learns.iter().position(|learns| *learns);
+    let keep = Keep {
+        from: if inputs {
+            0
+        } else {
+            first.unwrap_or(learns.len())
+        },
+        recompute: learning.recompute,
+        tower,
     };
-    let targets = TokenTargets::new(batch, sequences, kind, model.device);
-    let head = &model.language.head;
-    let count = hidden.size()[0];
-    let chunk = completion::head_chunk(model.config.text.vocab);
-
-    let mut tallies = Vec::new();
-    let mut hidden_gradients = Vec::new();
-    let mut head_gradient: Option<Tensor> = None;
-    let mut start = 0;
-    while start < count {
-        let length = chunk.min(count - start);
-        let states = hidden
-            .detach()
-            .narrow(0, start, length)
-            .set_requires_grad(true);
-        let distribution = completion::log_distribution(&model.language, &states);
-        let (value, tally) = weighted_loss(&distribution, &targets.narrow(start, length), loss);
-        tallies.push(tally);
-        let mut inputs = vec![&states];
-        if head.requires_grad() {
-            inputs.push(head);
-        }
-        let mut parts = Tensor::run_backward(&[&value], &inputs, false, false).into_iter();
-        hidden_gradients.extend(parts.next());
-        head_gradient = match (head_gradient, parts.next()) {
-            (Some(sum), Some(part)) => Some(sum + part),
-            (sum, part) => sum.or(part),
-        };
-        start += length;
-    }
-    let report = Tally::report(&tallies, usize::try_from(count).unwrap_or(0));
+    let forward = forward(model, &layout, Some(keep))?;
+    let norm = Norm::again(
+        &forward.last,
+        &model.language.norm,
+        model.config.text.norm_eps,
+    );
+    let in_rows = batch.rows.iter().map(|(index, _)| &sequences[*index]);
+    let targets = TokenTargets::new(in_rows, wide_kind(model.kind), model.device);
+    let hidden = norm.out.detach().index_select(0, &layout.expand);
+    let pass = tch::with_grad(|| {
+        head::loss_and_gradients(&model.language, &hidden, &targets, learning.loss)
+    });
+    let report = pass.report;
     if !report.loss.is_finite() {
         return Err(ModelError::NonFinite(format!(
-            "loss {} over {count} completion tokens of {} sequences",
+            "loss {} over {} completion tokens of {} sequences",
             report.loss,
+            report.tokens,
             batch.rows.len()
         )));
     }
-    let mut list = through_layers(weights, &hidden, &Tensor::cat(&hidden_gradients, 0));
-    if let Some(part) = head_gradient {
-        add_to_head(weights, &mut list, head, &part);
+    if let Some(part) = &pass.head {
+        sink.add(&model.language.head, part);
     }
-    Ok((report, Gradients::collect(weights, &list)))
+    let d_hidden = collapsed(&pass.hidden, &layout, model.kind);
+    let (d_last, d_scale) = norm.backward(&d_hidden);
+    sink.add(&model.language.norm, &d_scale);
+    drop((hidden, d_hidden, d_scale));
+    backward(model, &layout, forward, d_last, &mut sink)?;
+    Ok(report)
 }
 
-/// Gradients of the trained weights for a gradient of the hidden states; undefined where there is no dependence.
-fn through_layers(weights: &Parameters, hidden: &Tensor, gradient: &Tensor) -> Vec<Tensor> {
-    let trained: Vec<&Tensor> = weights
-        .trained()
-        .into_iter()
-        .map(|index| &weights.tensors[index])
-        .collect();
-    if !hidden.requires_grad() {
-        return trained.iter().map(|_| Tensor::new()).collect();
-    }
-    // The derivative of this sum by the hidden states is the gradient, as a constant.
-    let carrier = (hidden * gradient).sum(None::<Kind>);
-    Tensor::run_backward(&[&carrier], &trained, false, false)
+/// Log-probability of each completion token, in the order of the batch's rows.
+///
+/// # Errors
+/// [`ModelError::NonFinite`] for one that is not finite.
+pub(crate) fn score(
+    model: &Model,
+    batch: &MicroBatch,
+    sequences: &[TrainSequence],
+) -> Result<Vec<f32>, ModelError> {
+    let _no_graph = tch::no_grad_guard();
+    let layout = Layout::new(model, batch, sequences)?;
+    let last = forward(model, &layout, None)?.last;
+    let (scale, eps) = (&model.language.norm, model.config.text.norm_eps);
+    let hidden = norm::forward(&last, scale, eps).index_select(0, &layout.expand);
+    let targets = indices(
+        &completion::completion_tokens(batch, sequences),
+        model.device,
+    );
+    head::logprobs(&model.language, &hidden, &targets)
 }
 
-fn add_to_head(weights: &Parameters, list: &mut [Tensor], head: &Tensor, part: &Tensor) {
-    let trained = weights.trained();
-    let place = trained
-        .iter()
-        .position(|index| weights.tensors[*index].data_ptr() == head.data_ptr())
-        .expect("a head with a gradient is a trained weight");
-    list[place] = if list[place].defined() {
-        &list[place] + part
-    } else {
-        part.shallow_clone()
+/// Runs embeddings, tower and layers.
+fn forward<'a>(
+    model: &Model,
+    layout: &Layout<'a>,
+    keep: Option<Keep>,
+) -> Result<Forward<'a>, ModelError> {
+    let language = &model.language;
+    let (mut x, additions, tower) = embed(model, layout, keep);
+    let deep = additions.as_ref().map_or(0, |all| all.layers.len());
+    let count = language.layers.len();
+    let is_pruned = deep < count;
+    let mut layers = Vec::new();
+    let pass = layout.pass(model);
+    for (index, layer) in language.layers.iter().enumerate() {
+        let rows = (is_pruned && index + 1 == count).then_some(&layout.needed);
+        let (mut y, kept) = pass.forward(layer, &x, rows)?;
+        if let Some(features) =
+            (additions.as_ref()).and_then(|all| Some((&all.rows, all.layers.get(index)?)))
+        {
+            y = y.index_add_(0, features.0, features.1);
+        }
+        let input = std::mem::replace(&mut x, y);
+        if let Some(keep) = keep.filter(|keep| index >= keep.from) {
+            layers.push((input, (!keep.recompute).then_some(kept)));
+        }
+    }
+    if !is_pruned {
+        x = x.index_select(0, &layout.needed);
+    }
+    Ok(Forward {
+        last: x,
+        layers,
+        is_pruned,
+        deep,
+        tower,
+    })
+}
+
+/// Embeddings with image features in them.
+fn embed<'a>(
+    model: &Model,
+    layout: &Layout<'a>,
+    keep: Option<Keep>,
+) -> (Tensor, Option<Additions>, Option<TowerPass<'a>>) {
+    let x = model.language.embed(&layout.ids);
+    let Some((vision, placed)) = &layout.images else {
+        return (x, None, None);
     };
+    let (kind, device) = (model.kind, model.device);
+    let (tower, features) = match keep.filter(|keep| keep.tower) {
+        Some(keep) => {
+            let (tower, features) =
+                TowerPass::forward(vision, &placed.images, keep.recompute, kind, device);
+            (Some(tower), features)
+        }
+        None => (None, vision.encode_all(&placed.images, kind, device)),
+    };
+    let (x, additions) = placed.splice(&x, &features);
+    (x, additions, tower)
+}
+
+/// Takes the gradient of the last layer's output through layers, tower and embeddings.
+fn backward(
+    model: &Model,
+    layout: &Layout<'_>,
+    forward: Forward<'_>,
+    d_last: Tensor,
+    sink: &mut Sink<'_>,
+) -> Result<(), ModelError> {
+    let language = &model.language;
+    let pass = layout.pass(model);
+    let mut layers = forward.layers;
+    let (count, first) = (language.layers.len(), language.layers.len() - layers.len());
+    let inputs = forward.tower.is_some() || language.embedding.requires_grad();
+    drop(forward.last);
+    let mut d_x = if forward.is_pruned {
+        d_last
+    } else {
+        let zeros = Tensor::zeros(
+            [layout.ids.size()[0], d_last.size()[1]],
+            (d_last.kind(), d_last.device()),
+        );
+        zeros.index_copy(0, &layout.needed, &d_last)
+    };
+    let mut d_deep = Vec::new();
+    for index in (first..count).rev() {
+        let layer = &language.layers[index];
+        let (input, kept) = layers.pop().expect("a layer was kept");
+        if let (true, Some((_, placed)), true) = (
+            index < forward.deep,
+            &layout.images,
+            forward.tower.is_some(),
+        ) {
+            d_deep.push(placed.gathered(&d_x));
+        }
+        let rows = (forward.is_pruned && index + 1 == count).then_some(&layout.needed);
+        let kept = match kept {
+            Some(kept) => kept,
+            None => pass.forward(layer, &input, rows)?.1,
+        };
+        let wants_input = inputs || index > first;
+        match pass.backward(layer, (&input, kept), &d_x, rows, sink, wants_input) {
+            Some(d_input) => d_x = d_input,
+            None => return Ok(()),
+        }
+    }
+    if !inputs {
+        return Ok(());
+    }
+    if let Some((_, placed)) = &layout.images {
+        let embeddings = placed.gathered(&d_x);
+        d_x = placed.clear(d_x);
+        if let Some(tower) = forward.tower {
+            d_deep.reverse();
+            let gradient = Features {
+                embeddings,
+                deep: d_deep,
+            };
+            tower.backward(&gradient, sink);
+        }
+    }
+    sink.rows(&language.embedding, &layout.ids, &d_x);
+    Ok(())
+}
+
+/// The gradient by what predicts, `[r, w]`, for that by predicted tokens, `[n, w]`: completions that share a prompt share the token
+/// that predicts their first one.
+fn collapsed(d_hidden: &Tensor, layout: &Layout<'_>, kind: Kind) -> Tensor {
+    let size = [layout.needed.size()[0], d_hidden.size()[1]];
+    let wide = d_hidden.to_kind(wide_kind(kind));
+    Tensor::zeros(size, (wide.kind(), wide.device()))
+        .index_add_(0, &layout.expand, &wide)
+        .to_kind(kind)
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Longest answer that is looked at.
+/// Longest answer that a rule looks at.
 pub(crate) const MAX_ANSWER_BYTES: usize = 4096;
 
 const OPEN: &str = "<answer>";
@@ -14,10 +14,10 @@ const BOXED: &str = "\\boxed";
 
 /// What a completion offers as its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Extraction<'a> {
+pub enum Extraction<'a> {
     /// Nothing, or an answer that was cut off.
     None,
-    /// An answer longer than [`MAX_ANSWER_BYTES`].
+    /// A longer answer than is looked at.
     TooLong,
     /// The answer, trimmed, not empty.
     Answer(Cow<'a, str>),
@@ -74,7 +74,13 @@ pub(crate) fn extract(completion: &str) -> Extraction<'_> {
 }
 
 pub(crate) fn extract_with(completion: &str, options: ExtractOptions) -> Extraction<'_> {
-    let marked = marked(completion, options.boxes);
+    extract_within(completion, options, MAX_ANSWER_BYTES)
+}
+
+/// Finds the answer of a completion, up to this many bytes.
+#[must_use]
+pub fn extract_within(completion: &str, options: ExtractOptions, most: usize) -> Extraction<'_> {
+    let marked = marked(completion, options.boxes, most);
     if marked != Extraction::None || options.from == Source::Marked {
         return marked;
     }
@@ -83,36 +89,38 @@ pub(crate) fn extract_with(completion: &str, options: ExtractOptions) -> Extract
         return Extraction::None;
     }
     if let Some(stated) = stated(completion) {
-        return limited(stated);
+        return limited(stated, most);
     }
     match options.from {
-        Source::Number => last_number(completion).map_or(Extraction::None, limited),
+        Source::Number => {
+            last_number(completion).map_or(Extraction::None, |number| limited(number, most))
+        }
         _ => Extraction::None,
     }
 }
 
-fn marked(completion: &str, boxes: Boxes) -> Extraction<'_> {
+fn marked(completion: &str, boxes: Boxes, most: usize) -> Extraction<'_> {
     let Some(start) = last_place(completion, OPEN) else {
-        return boxed(completion, boxes);
+        return boxed(completion, boxes, most);
     };
     let block = &completion[start + OPEN.len()..];
     // A block that was never closed may have been cut in the middle of a number; only a complete box counts there.
     let (block, is_closed) =
         first_place(block, CLOSE).map_or((block, false), |end| (&block[..end], true));
     if last_place(block, BOXED).is_some() {
-        return boxed(block, boxes);
+        return boxed(block, boxes, most);
     }
     if is_closed {
-        limited(block)
+        limited(block, most)
     } else {
         Extraction::None
     }
 }
 
-fn boxed(text: &str, boxes: Boxes) -> Extraction<'_> {
+fn boxed(text: &str, boxes: Boxes, most: usize) -> Extraction<'_> {
     match boxes {
-        Boxes::Last => last_boxed(text).map_or(Extraction::None, limited),
-        Boxes::All => all_boxed(text),
+        Boxes::Last => last_boxed(text).map_or(Extraction::None, |answer| limited(answer, most)),
+        Boxes::All => all_boxed(text, most),
     }
 }
 
@@ -175,7 +183,7 @@ fn last_number(text: &str) -> Option<&str> {
 }
 
 /// All boxes that are closed, as a list.
-fn all_boxed(text: &str) -> Extraction<'_> {
+fn all_boxed(text: &str, most: usize) -> Extraction<'_> {
     let mut found: Vec<&str> = Vec::new();
     let mut at = 0;
     while let Some(place) = first_place(&text[at..], BOXED) {
@@ -192,11 +200,11 @@ fn all_boxed(text: &str) -> Extraction<'_> {
     }
     match found[..] {
         [] => Extraction::None,
-        [one] => limited(one),
+        [one] => limited(one, most),
         _ if found.iter().any(|answer| answer.is_empty()) => Extraction::None,
         _ => {
             let joined = found.join(", ");
-            if joined.len() > MAX_ANSWER_BYTES {
+            if joined.len() > most {
                 Extraction::TooLong
             } else {
                 Extraction::Answer(joined.into())
@@ -205,11 +213,11 @@ fn all_boxed(text: &str) -> Extraction<'_> {
     }
 }
 
-fn limited(answer: &str) -> Extraction<'_> {
+fn limited(answer: &str, most: usize) -> Extraction<'_> {
     let answer = answer.trim();
     if answer.is_empty() {
         Extraction::None
-    } else if answer.len() > MAX_ANSWER_BYTES {
+    } else if answer.len() > most {
         Extraction::TooLong
     } else {
         Extraction::Answer(answer.into())

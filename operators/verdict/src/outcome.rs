@@ -1,5 +1,7 @@
 //! What a verifier says.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 /// What a verifier says of a completion.
@@ -58,9 +60,23 @@ pub struct Verdict {
     pub format_ok: bool,
 }
 
+/// A judgement and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// The judgement.
+    pub verdict: Verdict,
+    /// Share of several verifiers (or votes) that say what all of them together say, of those that say anything.
+    pub agreement: Option<f64>,
+    /// Why, for people.
+    pub reason: Cow<'static, str>,
+}
+
 /// Why a gold answer cannot be compared with anything.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GoldError {
+    /// There is none.
+    #[error("it has none")]
+    Missing,
     /// Nothing but white space and delimiters.
     #[error("the answer is empty")]
     Empty,

@@ -13,7 +13,7 @@ use crate::options::{
     ChoiceOptions, CombineOptions, ExactOptions, FormatOptions, MathOptions, NumericOptions,
     RegexOptions, Searched,
 };
-use crate::outcome::{Explanation, GoldError, Outcome, Verdict};
+use crate::outcome::{Explanation, GoldError, Judgement, Outcome, Verdict};
 use crate::{choice, combine, math, numeric, pattern};
 
 /// How completions are compared with gold answers.
@@ -54,11 +54,20 @@ enum Ready {
     Several(Vec<Option<Prepared>>),
 }
 
+/// Why a completion is `unparsed`.
+pub const NO_ANSWER: &str = "the completion has no answer";
+/// Why an answer is `timed-out` before anything looked at it.
+pub const TOO_LONG: &str = "the answer is longer than any that is looked at";
+/// Why one of several verifiers cannot judge.
+const UNREADABLE: &str = "it cannot read the gold answer";
 /// Why several verifiers say what they say.
 const TOGETHER: &str = "several verifiers together";
 
 /// An outcome and why.
 type Judged = (Outcome, &'static str);
+
+/// What several verifiers say, each: outcomes, reasons, and the first answer that was found.
+type Each = (Vec<Outcome>, Vec<Cow<'static, str>>, Option<String>);
 
 impl VerifyConfig {
     /// Name and version, for the `verifier` column.
@@ -185,13 +194,7 @@ impl VerifyConfig {
     /// Judges one completion by a gold answer that has been read.
     #[must_use]
     pub fn judge(&self, gold: &Prepared, completion: &str) -> Verdict {
-        let format_ok = self.format().holds(completion);
-        let ((outcome, _), extracted) = self.judged(gold, completion);
-        Verdict {
-            outcome,
-            extracted,
-            format_ok,
-        }
+        self.judge_with_reason(gold, completion).verdict
     }
 
     /// Whether it is several verifiers together.
@@ -200,44 +203,49 @@ impl VerifyConfig {
         matches!(self, Self::All(_) | Self::Any(_))
     }
 
-    /// [`VerifyConfig::judge`], with the share of several verifiers that say what is said together, of those that can
-    /// judge.
+    /// [`VerifyConfig::judge`], with the reason, and the share of several verifiers that say what is said together, of those
+    /// that can judge.
     #[must_use]
-    pub fn judge_together(&self, gold: &Prepared, completion: &str) -> (Verdict, Option<f64>) {
-        let (Self::All(options) | Self::Any(options), Ready::Several(parts)) = (self, &gold.0)
-        else {
-            return (self.judge(gold, completion), None);
-        };
-        let (outcomes, extracted) = each(options, parts, completion);
-        let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
-        let verdict = Verdict {
-            outcome,
-            extracted,
-            format_ok: self.format().holds(completion),
-        };
-        (verdict, combine::agreement(&outcomes, outcome))
+    pub fn judge_with_reason(&self, gold: &Prepared, completion: &str) -> Judgement {
+        let (outcome, reason, extracted, agreement) = self.judged(gold, completion);
+        Judgement {
+            verdict: Verdict {
+                outcome,
+                extracted,
+                format_ok: self.format().holds(completion),
+            },
+            agreement,
+            reason,
+        }
     }
 
-    fn judged(&self, gold: &Prepared, completion: &str) -> (Judged, Option<String>) {
+    fn judged(
+        &self,
+        gold: &Prepared,
+        completion: &str,
+    ) -> (Outcome, Cow<'static, str>, Option<String>, Option<f64>) {
+        if let (Self::All(options) | Self::Any(options), Ready::Several(parts)) = (self, &gold.0) {
+            let (outcomes, reasons, extracted) = each(options, parts, completion);
+            let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
+            let names = options.of.iter().map(Self::name);
+            let reason = combine::reason(names.zip(outcomes.iter().copied()).zip(&reasons));
+            let agreement = combine::agreement(&outcomes, outcome);
+            return (outcome, reason.into(), extracted, agreement);
+        }
+        let ((outcome, reason), extracted) = self.judged_alone(gold, completion);
+        (outcome, reason.into(), extracted, None)
+    }
+
+    /// What one verifier says that is not made of several.
+    fn judged_alone(&self, gold: &Prepared, completion: &str) -> (Judged, Option<String>) {
         match (self, &gold.0) {
             (Self::Format(options), _) => (tagged(options, completion), None),
             (Self::Regex(options), Ready::Regex(regex)) if options.of == Searched::Completion => {
                 (searched(regex, completion), None)
             }
-            (Self::All(options) | Self::Any(options), Ready::Several(parts)) => {
-                let (outcomes, extracted) = each(options, parts, completion);
-                let outcome = combine::together(&outcomes, matches!(self, Self::All(_)));
-                ((outcome, TOGETHER), extracted)
-            }
             _ => match extract_with(completion, self.extraction()) {
-                Extraction::None => ((Outcome::Unparsed, "the completion has no answer"), None),
-                Extraction::TooLong => (
-                    (
-                        Outcome::TimedOut,
-                        "the answer is longer than any that is looked at",
-                    ),
-                    None,
-                ),
+                Extraction::None => ((Outcome::Unparsed, NO_ANSWER), None),
+                Extraction::TooLong => ((Outcome::TimedOut, TOO_LONG), None),
                 Extraction::Answer(answer) => {
                     (self.compared(gold, &answer), Some(answer.into_owned()))
                 }
@@ -265,15 +273,14 @@ impl VerifyConfig {
         }
         let is_whole = matches!(self, Self::Regex(options) if options.of == Searched::Completion);
         if is_whole || matches!(gold.0, Ready::Format) {
-            let ((outcome, reason), _) = self.judged(gold, answer);
+            let ((outcome, reason), _) = self.judged_alone(gold, answer);
             return (outcome, reason, extracted);
         }
         if extracted.is_empty() {
             return (Outcome::Unparsed, "there is no answer", extracted);
         }
         if extracted.len() > MAX_ANSWER_BYTES {
-            let reason = "the answer is longer than any that is looked at";
-            return (Outcome::TimedOut, reason, Cow::Borrowed(""));
+            return (Outcome::TimedOut, TOO_LONG, Cow::Borrowed(""));
         }
         let (outcome, reason) = self.compared(gold, &extracted);
         (outcome, reason, extracted)
@@ -354,24 +361,23 @@ impl VerifyConfig {
 }
 
 /// What each of several verifiers says, and the first answer that was found.
-fn each(
-    options: &CombineOptions,
-    parts: &[Option<Prepared>],
-    completion: &str,
-) -> (Vec<Outcome>, Option<String>) {
+fn each(options: &CombineOptions, parts: &[Option<Prepared>], completion: &str) -> Each {
     let mut outcomes = Vec::with_capacity(parts.len());
+    let mut reasons = Vec::with_capacity(parts.len());
     let mut found = None;
     for (config, gold) in options.of.iter().zip(parts) {
-        match gold {
+        let (outcome, reason) = match gold {
             Some(gold) => {
-                let ((outcome, _), extracted) = config.judged(gold, completion);
-                outcomes.push(outcome);
+                let (outcome, reason, extracted, _) = config.judged(gold, completion);
                 found = found.or(extracted);
+                (outcome, reason)
             }
-            None => outcomes.push(Outcome::Failed),
-        }
+            None => (Outcome::Failed, UNREADABLE.into()),
+        };
+        outcomes.push(outcome);
+        reasons.push(reason);
     }
-    (outcomes, found)
+    (outcomes, reasons, found)
 }
 
 /// What each of several verifiers says of an answer that may stand alone.

@@ -216,6 +216,21 @@ fn write_texts(folder: &Path) {
             ("answer", answers()),
         ]),
     );
+    let turns = r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#;
+    let lines = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
+    lines("chats.jsonl", format!("{{\"messages\": {turns}}}\n"));
+    let both = format!("{{\"messages\": {turns}, \"conversations\": {turns}}}\n");
+    lines("two-layouts.jsonl", both);
+    let good = format!("{{\"messages\": {turns}}}");
+    let mistakes = [
+        r#"{"messages": [{"role": "user", "content": "c"}"#,
+        r#"{"messages": [{"role": "teacher", "content": "c"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "c"}]}"#,
+    ];
+    lines(
+        "bad-lines.jsonl",
+        format!("{good}\n{}\n", mistakes.join("\n")),
+    );
     write_invalid_text(&data("invalid-text"));
 }
 

@@ -28,6 +28,7 @@ macro_rules! run {
 
 run![
     damaged_parquet,
+    data_bad_lines,
     data_duplicate_ids,
     data_empty_image,
     data_image_too_large,

@@ -71,6 +71,7 @@ checked![
     quarantine_values,
     rl_values,
     rollout_values,
+    score_values,
     sft_values,
     source_values,
     // SQL.
@@ -87,7 +88,9 @@ checked![
     data_no_bytes,
     data_path_through_a_file,
     data_text_file,
+    data_two_layouts,
     data_wrong_columns,
+    data_wrong_layout,
 ];
 
 #[test]

@@ -51,6 +51,8 @@ pub(super) struct AnswerDiff {
 pub(super) struct Answer {
     pub(super) verdict: String,
     pub(super) extracted: Option<String>,
+    /// Why, where the verifier said it.
+    pub(super) reason: Option<String>,
     pub(super) text: Option<String>,
 }
 
@@ -61,6 +63,7 @@ struct Tables {
     prompts: Option<Dataset>,
     has_step: bool,
     has_extracted: bool,
+    has_reason: bool,
 }
 
 /// Compares the answers of two results; none when one of them has no verdicts.
@@ -123,6 +126,7 @@ fn tables(store: &Store, side: &Side<'_>) -> anyhow::Result<Option<Tables>> {
         prompts: made_from(maker, &neighbours, TableName::Prompts),
         has_step: schema.field_with_name("step").is_ok(),
         has_extracted: schema.field_with_name("extracted").is_ok(),
+        has_reason: schema.field_with_name("reason").is_ok(),
         verdicts,
     }))
 }
@@ -170,6 +174,8 @@ struct Query {
     has_prompts: bool,
     /// Expression of the extracted answer on each side.
     extracted: [&'static str; 2],
+    /// Expression of the reason on each side.
+    reasons: [&'static str; 2],
 }
 
 impl Query {
@@ -199,11 +205,13 @@ impl Query {
             keys.insert(0, "step");
         }
         let extracted = |tables: &Tables, name| if tables.has_extracted { name } else { "null" };
+        let reason = |tables: &Tables, name| if tables.has_reason { name } else { "null" };
         Ok(Self {
             keys,
             has_texts,
             has_prompts: prompts.is_some(),
             extracted: [extracted(a, "a.extracted"), extracted(b, "b.extracted")],
+            reasons: [reason(a, "a.reason"), reason(b, "b.reason")],
             session,
         })
     }
@@ -321,8 +329,10 @@ impl Query {
         let keys = self.keys.iter().map(|key| format!("a.{key} as {key}"));
         let keys = keys.collect::<Vec<_>>().join(", ");
         let [extracted_a, extracted_b] = self.extracted;
+        let [reason_a, reason_b] = self.reasons;
         let text = format!(
-            "select {keys}, a.verdict as va, b.verdict as vb, {extracted_a} as xa, {extracted_b} as xb, {answer} as answer, {texts},
+            "select {keys}, a.verdict as va, b.verdict as vb, {extracted_a} as xa, {extracted_b} as xb,
+               {reason_a} as ra, {reason_b} as rb, {answer} as answer, {texts},
                case when a.verdict = 'correct' and b.verdict in ('wrong', 'unparsed') then 0
                     when b.verdict = 'correct' and a.verdict in ('wrong', 'unparsed') then 0
                     when a.verdict <> b.verdict then 1 else 2 end as weight
@@ -336,6 +346,7 @@ impl Query {
         let answer = |row: &Map<String, Value>, side: char| Answer {
             verdict: string(row, &format!("v{side}")).unwrap_or_default(),
             extracted: string(row, &format!("x{side}")),
+            reason: string(row, &format!("r{side}")),
             text: string(row, &format!("t{side}")),
         };
         Ok(self

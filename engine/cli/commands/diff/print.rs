@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::answers::{Answer, AnswerDiff, AnswersDiff};
+use super::answers::{AnswerDiff, AnswersDiff};
 use super::models::ModelDiff;
 use super::rows::{RowChange, RowDiff, TableDiff};
 use super::stages::{StageDiff, StagesDiff, What};
@@ -12,6 +12,8 @@ use crate::text::{brief, count, lines, table};
 
 /// Characters of a completion.
 const TEXT_WIDTH: usize = 100;
+/// Characters of a reason.
+const REASON_WIDTH: usize = 160;
 /// Characters of a value.
 const VALUE_WIDTH: usize = 60;
 /// Stages that are listed.
@@ -153,24 +155,18 @@ fn answer_diff(row: &AnswerDiff) {
         .map(|answer| format!(", right answer {}", brief(answer, VALUE_WIDTH)))
         .unwrap_or_default();
     println!("\n{}{step}, sample {}{answer}", row.prompt_id, row.sample);
-    for (
-        side,
-        Answer {
-            verdict,
-            extracted,
-            text,
-        },
-    ) in [("A", &row.a), ("B", &row.b)]
-    {
-        let extracted = extracted
-            .as_ref()
-            .map(|extracted| format!(" {}", brief(extracted, VALUE_WIDTH)))
-            .unwrap_or_default();
-        let text = text
-            .as_ref()
-            .map(|text| format!("  | {}", brief(text, TEXT_WIDTH)))
-            .unwrap_or_default();
-        println!("  {side} {verdict:<8}{extracted}{text}");
+    let has_flipped = row.a.verdict != row.b.verdict;
+    for (side, told) in [("A", &row.a), ("B", &row.b)] {
+        let shown = |text: &Option<String>, mark: &str, width: usize| match text {
+            Some(text) => format!("{mark}{}", brief(text, width)),
+            None => String::new(),
+        };
+        let extracted = shown(&told.extracted, " ", VALUE_WIDTH);
+        let text = shown(&told.text, "  | ", TEXT_WIDTH);
+        println!("  {side} {:<8}{extracted}{text}", told.verdict);
+        if let Some(reason) = told.reason.as_ref().filter(|_| has_flipped) {
+            println!("      {}", brief(reason, REASON_WIDTH));
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) fn outcome(plan: &Plan, store: &Store, outcome: &RunOutcome) -> Value
                 "pinned": stage.record.pinned,
                 "outputs": outputs,
                 "warnings": stage.record.warnings,
+                "notes": stage.record.notes,
                 "error": stage.record.error,
             })
         })

@@ -18,9 +18,13 @@ use crate::args::{ExecutionArgs, RunArgs};
 use crate::exit::Exit;
 use crate::logging::is_json;
 use crate::progress::{Display, Observers};
-use crate::project::{open_store, project_folder};
+use crate::project::{local_folder, open_store, project_folder};
 use crate::signals;
 use crate::telemetry::Traces;
+use crate::tensorboard::Board;
+
+/// Folder of what TensorBoard shows.
+const BOARD: &str = "tensorboard";
 
 pub(crate) use closing::remarks;
 pub(super) use json::{artifact_json, outcome as outcome_json};
@@ -58,12 +62,14 @@ pub(super) fn perform(
     let mut observers = Observers {
         display: Display::new(plan, arguments.quiet),
         traces,
+        board: Board::new(&local_folder(store, &options.root).join(BOARD), plan),
     };
     let result = execute(plan, store, options, &cancel, &mut observers);
     // Traces of a run that broke down are the most wanted ones.
     if let Some(traces) = observers.traces {
         traces.finish();
     }
+    observers.board.finish();
     let outcome = result?;
     let exit = match outcome.status {
         RunStatus::Done => Exit::Done,

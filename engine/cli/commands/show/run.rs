@@ -48,6 +48,9 @@ pub(super) fn show(run: &Run, as_json: bool) -> anyhow::Result<()> {
         for warning in &record.warnings {
             println!("{}: warning: {warning}", record.stage);
         }
+        for note in &record.notes {
+            println!("{}: {note}", record.stage);
+        }
         if let Some(error) = &record.error {
             println!("{}: error: {error}", record.stage);
         }

@@ -56,7 +56,7 @@ impl StageView for MapView<'_> {
             StageEvent::Progress(Progress {
                 done, tokens, note, ..
             }) => self.progress.inside(done, tokens, note),
-            other @ StageEvent::Warning(_) => self.io.event(other),
+            other => self.io.event(other),
         }
     }
 

@@ -24,6 +24,7 @@ impl Scheduler<'_> {
     ) -> Result<(), RunError> {
         let record = StageRecord {
             warnings,
+            notes: std::mem::take(&mut self.notes[index]),
             parts: done.counts,
             spans: done.spans,
             retries: done.retries,
@@ -95,6 +96,7 @@ impl Scheduler<'_> {
             started: clock::at(begun),
             seconds: begun.elapsed().as_secs_f64(),
             warnings,
+            notes: std::mem::take(&mut self.notes[index]),
             error: (!is_interrupted).then(|| failure.to_string()),
             ..self.blank(index)
         };

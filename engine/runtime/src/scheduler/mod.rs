@@ -67,6 +67,8 @@ pub(crate) struct Scheduler<'a> {
     cached: Vec<(usize, StageRecord)>,
     /// Warnings about stages that have not started, for example a damaged manifest.
     early_warnings: Vec<Vec<String>>,
+    /// Facts that running stages told.
+    notes: Vec<Vec<String>>,
     shared: Arc<TaskShared>,
     sender: Sender<Message>,
     messages: Receiver<Message>,
@@ -115,6 +117,7 @@ impl<'a> Scheduler<'a> {
             outcomes: vec![None; count],
             cached: Vec::new(),
             early_warnings: vec![Vec::new(); count],
+            notes: vec![Vec::new(); count],
             shared: Arc::new(shared),
             sender,
             messages,
@@ -221,7 +224,8 @@ impl<'a> Scheduler<'a> {
                 continue;
             }
             let warnings = std::mem::take(&mut self.early_warnings[index]);
-            self.observer.observe(RunEvent::StageStarted { index });
+            self.observer
+                .observe(RunEvent::StageStarted { index, key: &key });
             for warning in &warnings {
                 self.observer.observe(RunEvent::Stage {
                     index,
@@ -250,6 +254,9 @@ impl<'a> Scheduler<'a> {
                     (&event, &mut self.states[index])
                 {
                     warnings.push(warning.clone());
+                }
+                if let StageEvent::Note(note) = &event {
+                    self.notes[index].push(note.clone());
                 }
                 self.observer.observe(RunEvent::Stage {
                     index,

@@ -1,7 +1,7 @@
-//! The Parquet files of a source: finding, opening and checking them.
+//! The Parquet files of a source: opening and checking them, and reading columns that need no conversion.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow::array::{AsArray, LargeStringArray, RecordBatch};
 use arrow::compute::cast;
@@ -11,47 +11,14 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use schemas::tables::TEXT;
 
-use super::Columns;
 use super::images::is_image_type;
+use super::layout::{Layout, Reading};
+use super::nearest;
 
 /// Rows that are decoded together at most; images make rows large.
 const BATCH_ROWS: usize = 8192;
 /// Bytes of them, about.
 const BATCH_BYTES: u64 = 8 << 20;
-
-/// The files behind a path: itself, or the `.parquet` files of the folder by name.
-pub(super) fn files(root: &Path, path: &Path) -> Result<Vec<PathBuf>, Fault> {
-    let full = root.join(path);
-    if !full.is_dir() {
-        return Ok(vec![full]);
-    }
-    let unreadable = |error: std::io::Error| {
-        Fault::at(
-            "unreadable-file",
-            "path",
-            format!("cannot list {}: {error}", full.display()),
-        )
-    };
-    let mut files = Vec::new();
-    for entry in full.read_dir().map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "parquet")
-        {
-            files.push(path);
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        return Err(Fault::at(
-            "missing-file",
-            "path",
-            format!("the folder `{}` has no `.parquet` file", path.display()),
-        ));
-    }
-    Ok(files)
-}
 
 /// An open Parquet file.
 pub(super) struct SourceFile {
@@ -84,9 +51,19 @@ impl SourceFile {
         Ok(Self { name, builder })
     }
 
-    /// Whether there is a column of images.
-    pub(super) fn has_images(&self, columns: &Columns) -> bool {
-        columns.images_in(self.builder.schema()).is_some()
+    /// The columns.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        self.builder.schema()
+    }
+
+    /// Whether the columns can be taken as they are: a question, an answer and images with their bytes, at the top.
+    pub(super) fn is_plain(&self, reading: &Reading) -> bool {
+        let schema = self.builder.schema();
+        let is_flat = |path: &&String| schema.field_with_name(path).is_ok() || !path.contains('.');
+        reading.layout == Layout::Problem
+            && reading.problem.is_some()
+            && texts(reading).all(|(_, path)| path.as_ref().is_none_or(|path| is_flat(&path)))
+            && reading.images.iter().all(|path| is_flat(&path))
     }
 
     /// Rows that are decoded together.
@@ -106,18 +83,11 @@ impl SourceFile {
         u64::try_from(self.builder.metadata().file_metadata().num_rows()).unwrap_or(0)
     }
 
-    /// Every column that is missing or of a wrong type.
-    pub(super) fn faults(&self, columns: &Columns) -> Vec<Fault> {
+    /// Every column that is missing or of a wrong type. Images are required where the pipeline names them.
+    pub(super) fn faults(&self, reading: &Reading, needs_images: bool) -> Vec<Fault> {
         let schema = self.builder.schema();
-        let texts = [
-            ("id", columns.id.as_deref()),
-            ("problem", Some(columns.problem.as_str())),
-            ("answer", Some(columns.answer.as_str())),
-            ("solution", columns.solution.as_deref()),
-            ("category", columns.category.as_deref()),
-        ];
         let mut faults = Vec::new();
-        for (key, column) in texts {
+        for (key, column) in texts(reading) {
             let Some(column) = column else { continue };
             match schema.field_with_name(column) {
                 Err(_) => faults.push(self.missing(schema, key, column)),
@@ -127,22 +97,19 @@ impl SourceFile {
                 }
             }
         }
-        match (columns.images.as_deref(), columns.images_in(schema)) {
-            (Some(column), None) => faults.push(self.missing(schema, "images", column)),
-            (_, Some(column)) => {
-                let data_type = schema
-                    .field_with_name(column)
-                    .map_or(DataType::Null, |field| field.data_type().clone());
-                if !is_image_type(&data_type) {
-                    faults.push(self.mistyped(
-                        "images",
-                        column,
-                        "images (bytes, or structs with `bytes`, one or a list)",
-                        &data_type,
-                    ));
-                }
+        let Some(column) = &reading.images else {
+            return faults;
+        };
+        match schema.field_with_name(column) {
+            Err(_) if needs_images => faults.push(self.missing(schema, "images", column)),
+            Ok(field) if !is_image_type(field.data_type()) => {
+                let expected = "images (bytes, or structs with `bytes`, one or a list)";
+                let mut fault = self.mistyped("images", column, expected, field.data_type());
+                fault.help =
+                    Some("where it has paths of files, name their folder with `media`".to_owned());
+                faults.push(fault);
             }
-            (None, None) => {}
+            _ => {}
         }
         faults
     }
@@ -153,18 +120,12 @@ impl SourceFile {
             .iter()
             .map(|field| field.name().as_str())
             .collect();
-        let nearest = names.iter().copied().max_by(|a, b| {
-            strsim::jaro_winkler(a, column).total_cmp(&strsim::jaro_winkler(b, column))
-        });
-        let near = nearest
-            .filter(|name| strsim::jaro_winkler(name, column) > 0.75)
-            .map(|name| format!("did you mean `{name}`? "));
         Fault {
             path: vec!["columns".to_owned(), key.to_owned()],
             message: format!("no column `{column}` in `{}`", self.name),
             help: Some(format!(
                 "{}set `columns: {{ {key}: ... }}` to one of {}",
-                near.unwrap_or_default(),
+                nearest(&names, column),
                 names.join(", ")
             )),
             code: "missing-column",
@@ -183,21 +144,27 @@ impl SourceFile {
         }
     }
 
-    /// The rows, with the named columns only.
+    /// The rows, with the columns that count.
     pub(super) fn batches(
         self,
-        columns: &Columns,
+        reading: &Reading,
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, OperatorError>> + use<>, OperatorError>
+    {
+        let wanted: Vec<String> = texts(reading)
+            .filter_map(|(_, column)| column.clone())
+            .chain(reading.images.clone())
+            .collect();
+        self.some_batches(&wanted)
+    }
+
+    /// The rows, with these columns at the top.
+    pub(super) fn some_batches(
+        self,
+        wanted: &[String],
     ) -> Result<impl Iterator<Item = Result<RecordBatch, OperatorError>> + use<>, OperatorError>
     {
         let batch_rows = self.batch_rows();
         let name = self.name;
-        let images = columns.images_in(self.builder.schema()).map(str::to_owned);
-        let wanted: Vec<String> = [&columns.id, &columns.solution, &columns.category, &images]
-            .into_iter()
-            .flatten()
-            .chain([&columns.problem, &columns.answer])
-            .cloned()
-            .collect();
         let indices = self
             .builder
             .schema()
@@ -221,6 +188,19 @@ impl SourceFile {
             .map_err(|error| broken(&error))?;
         Ok(reader.map(move |batch| batch.map_err(|error| broken(&error))))
     }
+}
+
+/// The columns of text, by their keys.
+fn texts(reading: &Reading) -> impl Iterator<Item = (&'static str, &Option<String>)> {
+    [
+        ("id", &reading.id),
+        ("problem", &reading.problem),
+        ("answer", &reading.answer),
+        ("solution", &reading.solution),
+        ("category", &reading.category),
+        ("source", &reading.source),
+    ]
+    .into_iter()
 }
 
 /// A column as text.

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Cursor;
 
 use arrow::array::{
-    AsArray, BinaryArray, Int64Array, LargeListArray, ListArray, StringArray, StructArray,
+    ArrayRef, AsArray, BinaryArray, Int64Array, LargeListArray, ListArray, RecordBatch,
+    StringArray, StructArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
@@ -13,7 +14,7 @@ use parquet::arrow::ArrowWriter;
 use super::*;
 use crate::testing::{TestIo, text_values};
 
-fn png(shade: u8) -> Vec<u8> {
+pub(super) fn png(shade: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     let picture = image::GrayImage::from_pixel(3, 2, image::Luma([shade]));
     picture
@@ -63,14 +64,8 @@ fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) {
     writer.close().unwrap();
 }
 
-fn source(path: &str) -> Source {
-    Source {
-        path: path.into(),
-        columns: Columns::default(),
-        limit: None,
-        system: None,
-        name: None,
-    }
+pub(super) fn source(path: &str) -> Source {
+    serde_json::from_value(serde_json::json!({ "path": path })).unwrap()
 }
 
 /// A folder with one file `data.parquet` of these columns.
@@ -80,7 +75,7 @@ fn folder(columns: Vec<(&str, ArrayRef)>) -> tempfile::TempDir {
     folder
 }
 
-fn run(
+pub(super) fn run(
     source: &Source,
     folder: &tempfile::TempDir,
 ) -> Result<(RecordBatch, TestIo), OperatorError> {
@@ -91,7 +86,7 @@ fn run(
 }
 
 /// Roles and parts of the messages of a row, images by the first digits of their digest.
-fn conversation(prompts: &RecordBatch, row: usize) -> Vec<(String, Vec<String>)> {
+pub(super) fn conversation(prompts: &RecordBatch, row: usize) -> Vec<(String, Vec<String>)> {
     let messages: LargeListArray = prompts
         .column_by_name("messages")
         .unwrap()
@@ -173,11 +168,12 @@ fn columns_can_be_mapped_and_a_system_message_added() {
     let some = |name: &str| Some(name.to_owned());
     let columns = Columns {
         id: some("key"),
-        problem: "q".to_owned(),
+        problem: some("q"),
         images: some("picture"),
-        answer: "a".to_owned(),
+        answer: some("a"),
         solution: some("how"),
         category: some("kind"),
+        ..Columns::default()
     };
     let config = Source {
         columns,

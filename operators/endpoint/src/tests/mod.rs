@@ -113,6 +113,67 @@ fn equal_questions_are_asked_once() {
 }
 
 #[test]
+fn answers_of_a_process_that_was_killed_are_not_asked_for_again() {
+    let server = FaultyServer::start(Behaviour::default());
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("requests");
+    let first = client(&config(&server));
+    first.keep_answers(&folder);
+    let answers = ask(&first, 5);
+    // A process that is killed drops nothing, and its last line may be cut off.
+    std::mem::forget(first);
+    let files = || -> Vec<_> {
+        folder
+            .read_dir()
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
+    };
+    let kept = std::fs::read(&files()[0]).unwrap();
+    assert!(!String::from_utf8_lossy(&kept).contains(KEY));
+    std::fs::write(&files()[0], &kept[..kept.len() - 20]).unwrap();
+
+    let second = client(&config(&server));
+    second.keep_answers(&folder);
+    let again = ask(&second, 5);
+    assert_eq!(
+        again.answers, answers.answers,
+        "token ids and log-probabilities too"
+    );
+    assert_eq!((second.tally().known, server.requests()), (4, 6));
+    drop(second);
+    assert_eq!(files().len(), 1, "that of a process which still lives");
+    std::fs::remove_file(&files()[0]).unwrap();
+
+    // Another model is another question; and who is done leaves nothing behind.
+    let other = Endpoint {
+        revision: Some("r2".to_owned()),
+        ..config(&server)
+    };
+    let third = client(&other);
+    third.keep_answers(&folder);
+    ask(&third, 2);
+    assert_eq!(third.tally().known, 0);
+    drop(third);
+    assert!(!folder.exists());
+}
+
+#[test]
+fn answers_stay_on_the_disk_while_others_are_missing() {
+    let server = FaultyServer::start(Behaviour {
+        refuses: Some("question 1".to_owned()),
+        ..Behaviour::default()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let client = client(&config(&server));
+    client.keep_answers(folder.path());
+    ask(&client, 3);
+    drop(client);
+    assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+}
+
+#[test]
 fn a_server_that_dies_is_named_and_what_was_answered_is_kept() {
     let server = FaultyServer::start(Behaviour {
         dies_after: Some(10),

@@ -1,10 +1,16 @@
 //! Tests of `augment` on the fake policy.
 
-use arrow::array::Array;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, LargeStringArray, RecordBatch};
+use arrow::datatypes::UInt32Type;
 use serde_json::json;
 
 use super::*;
-use crate::test_support::{FakeBackend, MemoryIo, apply, config, model_folder, prompt_batch, run};
+use crate::processor::Processor;
+use crate::test_support::{
+    Call, FakeBackend, MemoryIo, apply, config, model_folder, prompt_batch, run,
+};
 
 const RIGHT: &str = "<think>3 + 4</think><answer>7</answer>";
 const WRONG: &str = "<think>3</think><answer>8</answer>";
@@ -51,10 +57,7 @@ fn correct_solutions_become_examples_and_the_rest_is_unanswered() {
     );
     run(&stage, &backend(), &mut io).unwrap();
     assert_eq!(io.output("examples").schema(), TableName::Examples.schema());
-    assert_eq!(
-        io.output("unanswered").schema(),
-        TableName::Prompts.schema()
-    );
+    assert_eq!(io.output("unanswered").schema(), unanswered_schema());
     assert_eq!(texts(&io, "examples", "prompt_id"), ["right"]);
     assert_eq!(texts(&io, "examples", "origin"), ["expert"]);
     assert_eq!(texts(&io, "examples", "model"), ["null"]);
@@ -62,6 +65,133 @@ fn correct_solutions_become_examples_and_the_rest_is_unanswered() {
         texts(&io, "unanswered", "prompt_id"),
         ["wrong", "none", "bare"]
     );
+    assert_eq!(
+        texts(&io, "unanswered", "reason"),
+        [
+            "the one answer cannot be learnt: 1 wrong",
+            "there is no worked solution",
+            "the one answer cannot be learnt: 1 right, in another form than the required one",
+        ]
+    );
+}
+
+#[test]
+fn right_answers_are_rewritten_and_verified_again() {
+    let rows = [
+        ("boxed", "How much?", Some("7"), Some("3 + 4 is \\boxed{7}")),
+        ("bare", "How much?", Some("7"), Some("<answer>7</answer>")),
+        ("wrong", "How much?", Some("7"), Some("\\boxed{8}")),
+        (
+            "tags",
+            "How much?",
+            Some("7"),
+            Some("As in <answer>1</answer><answer>7</answer>"),
+        ),
+        (
+            "avoided",
+            "How much?",
+            Some("7"),
+            Some("The Hint says \\boxed{7}"),
+        ),
+        (
+            "unreadable",
+            "How much?",
+            Some("\\frac{"),
+            Some("\\boxed{7}"),
+        ),
+    ];
+    let mut io = io(&rows);
+    let stage: Augment = config(json!({
+        "expert": {"solutions": {}}, "verify": {"math": {}}, "require-format": true, "avoid": ["hint"],
+        "rewrite": "<think>{reasoning}</think><answer>{answer}</answer>",
+    }));
+    run(&stage, &backend(), &mut io).unwrap();
+    assert_eq!(
+        texts(&io, "examples", "text"),
+        ["<think>3 + 4 is \\boxed{7}</think><answer>7</answer>"]
+    );
+    let reasons = texts(&io, "unanswered", "reason");
+    let expected = [
+        "1 right, without the reasoning or answer to rewrite it",
+        "1 wrong",
+        "1 right, and not any more when rewritten",
+        "1 right, with a text that is to be avoided",
+        "its gold answer cannot be used: ",
+    ];
+    for (reason, expected) in reasons.iter().zip(expected) {
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let faulty: Augment = config(json!({
+        "expert": {"solutions": {"keep": 0}}, "verify": {"math": {}}, "require-format": true, "rewrite": "{reasoning}",
+    }));
+    let faults = faulty.output_types(&PortTypes::new()).unwrap_err();
+    let paths: Vec<String> = faults.iter().map(|fault| fault.path.join("/")).collect();
+    assert_eq!(paths, ["rewrite", "expert/solutions/keep"]);
+}
+
+#[test]
+fn worked_solutions_of_a_table_come_before_the_column() {
+    let text = |values: &[&str]| Arc::new(LargeStringArray::from(values.to_vec()));
+    let schema = match worked::columns() {
+        InputType::Columns(schema) => schema,
+        other => panic!("{other:?}"),
+    };
+    let ids = text(&["p1", "other", "p1", "p1"]);
+    let worked =
+        RecordBatch::try_new(schema, vec![ids, text(&[WRONG, RIGHT, RIGHT, RIGHT])]).unwrap();
+    for (keep, kept) in [(1, 1), (5, 2)] {
+        let mut io = io(&[
+            ("p1", "How much?", Some("7"), None),
+            ("p2", "How much?", Some("7"), Some(RIGHT)),
+        ])
+        .with_table("solutions", TableName::Rows, vec![worked.clone()]);
+        let stage: Augment = config(json!({
+            "expert": {"solutions": {"keep": keep}}, "verify": {"math": {}}, "require-format": true,
+        }));
+        run(&stage, &backend(), &mut io).unwrap();
+        assert_eq!(texts(&io, "examples", "text"), vec![RIGHT; kept]);
+        assert_eq!(texts(&io, "unanswered", "prompt_id"), ["p2"]);
+    }
+}
+
+#[test]
+fn a_hint_is_for_the_expert_alone_and_only_where_it_is_needed() {
+    let rows = [
+        ("p1", "How much?", Some("8"), None),
+        ("p2", "How much?", Some("7"), None),
+        ("p3", "How much?", Some("9"), None),
+    ];
+    let mut io = io(&rows).with_model("model", model_folder());
+    let processor = Processor::load(&model_folder()).unwrap();
+    let encode = |text: &str| processor.encode_completion(text).unwrap();
+    // The first attempts: 8, 8, 8. With a hint: 7 or 9 by turns.
+    let stage: Augment = config(json!({
+        "expert": {"model": {
+            "attempts": 1, "keep": 2, "temperature": 1.0, "max-new-tokens": 60,
+            "hint": {"text": "The answer is {answer}.", "attempts": 2},
+        }},
+        "verify": {"math": {}}, "require-format": true,
+    }));
+    let answer = |number: u32| encode(&format!("<think>so</think><answer>{number}</answer>"));
+    let backend = FakeBackend::in_turn(vec![answer(8), answer(7), answer(9)]);
+    run(&stage, &backend, &mut io).unwrap();
+    assert_eq!(texts(&io, "examples", "prompt_id"), ["p1", "p2", "p3"]);
+    assert_eq!(
+        texts(&io, "examples", "origin"),
+        ["expert", "expert-hinted", "expert-hinted"]
+    );
+    let table = io.output("examples");
+    let messages = format!("{:?}", table.column_by_name("messages").unwrap());
+    assert!(messages.contains("How much?") && !messages.contains("The answer is"));
+    let generated: Vec<usize> = backend
+        .calls()
+        .iter()
+        .filter_map(|call| match call {
+            Call::Generate { requests, .. } => Some(*requests),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(generated, [3, 4]);
 }
 
 #[test]

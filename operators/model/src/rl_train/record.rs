@@ -1,4 +1,4 @@
-//! What an RL stage writes down: every rollout with its advantage, and the numbers of every step.
+//! The `rollouts` table of an RL stage: every answer of every step, with what became of it.
 
 use std::sync::Arc;
 
@@ -6,178 +6,150 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, LargeStringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use engine_core::OperatorError;
-use engine_core::policy::{FinishReason, LossReport, TokenizedPrompt};
-use operators_verdict::Reward;
 use schemas::TableName;
 use schemas::tables::TEXT;
 
-use super::step::{GroupCounts, Judged};
+use super::config::RlTrain;
+use super::group::{Fate, Group, Rollout};
+use super::kl::KlPlace;
 use crate::prompt_rows::PromptRow;
 use crate::rollout_rows::{Extras, RolloutRow, RolloutRows};
 
-/// The `rollouts` table with what training adds. A rollout is named by step, prompt and sample.
-pub(super) fn rollouts_schema() -> SchemaRef {
-    let mut fields: Vec<Arc<Field>> = TableName::Rollouts
-        .schema()
-        .fields()
-        .iter()
-        .cloned()
-        .collect();
-    fields.extend(
-        [
-            // Step of training, from 1. The model of step N is the one on the input port after N - 1 steps.
-            Field::new("step", DataType::Int64, false),
+/// What the rollouts of a stage have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Recorder<'a> {
+    pub(super) config: &'a RlTrain,
+    /// Digest of the model on the input port.
+    pub(super) model: String,
+    pub(super) rows: &'a [PromptRow],
+}
+
+impl RlTrain {
+    fn has_kl_penalty(&self) -> bool {
+        self.kl
+            .as_ref()
+            .is_some_and(|kl| kl.place == KlPlace::Reward)
+    }
+
+    /// The `rollouts` table with what training adds. An answer is named by the step that sampled it, the round, prompt and sample;
+    /// one that waited in a buffer has a row for the step that sampled it and another one for the step that used it.
+    pub(super) fn rollouts_schema(&self) -> SchemaRef {
+        let mut fields: Vec<Arc<Field>> = TableName::Rollouts
+            .schema()
+            .fields()
+            .iter()
+            .cloned()
+            .collect();
+        let count = |name: &str| Field::new(name, DataType::Int64, false);
+        let number = |name: &str| Field::new(name, DataType::Float64, true);
+        let mut added = vec![
+            // Step of training, from 1, that this row is about. The model of step N is the one on the input port after N - 1 steps.
+            count("step"),
+            // The step that sampled it; another one only for rollouts from the buffer.
+            count("sampled_step"),
+            // Round of sampling in that step, from 1.
+            count("round"),
+            // Steps with updates that the policy had behind it when it sampled.
+            count("policy_version"),
             Field::new("verdict", TEXT, false),
             // Null where the verdict is no judgement.
-            Field::new("reward", DataType::Float64, true),
-            Field::new("reward_accuracy", DataType::Float64, true),
-            Field::new("reward_format", DataType::Float64, true),
-            // Null where the rollout was not learnt from: masked, or in a dropped group.
-            Field::new("advantage", DataType::Float64, true),
-        ]
-        .map(Arc::new),
-    );
-    Arc::new(Schema::new(fields))
-}
-
-/// Where the rollouts of a step come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Origin<'a> {
-    pub(super) step: u64,
-    /// Digest of the model on the input port.
-    pub(super) model: &'a str,
-    pub(super) seed: u64,
-}
-
-/// The rollouts of a step.
-pub(super) fn rollout_batch(
-    origin: Origin<'_>,
-    rows: &[&PromptRow],
-    prompts: &[Arc<TokenizedPrompt>],
-    judged: &[Judged],
-) -> Result<RecordBatch, OperatorError> {
-    let mut table = RolloutRows::new(Extras::default());
-    for rollout in judged {
-        let prompt = rollout.sampled.prompt;
-        table.push(RolloutRow {
-            prompt_id: &rows[prompt].prompt_id,
-            sample: rollout.sampled.sample,
-            text: &rollout.sampled.text,
-            completion: &rollout.sampled.completion,
-            prompt_tokens: prompts[prompt].token_ids.len(),
-            model: origin.model,
-            seed: origin.seed,
-        })?;
-    }
-    let step = i64::try_from(origin.step).expect("steps are 32-bit numbers");
-    let part = |part: fn(&Reward) -> f64| -> ArrayRef {
-        Arc::new(
-            judged
-                .iter()
-                .map(|rollout| rollout.reward.as_ref().map(part))
-                .collect::<Float64Array>(),
-        )
-    };
-    let mut columns = table.columns();
-    columns.extend([
-        Arc::new(Int64Array::from_value(step, judged.len())) as ArrayRef,
-        Arc::new(LargeStringArray::from_iter_values(
-            judged
-                .iter()
-                .map(|rollout| rollout.verdict.outcome.as_str()),
-        )),
-        part(|reward| reward.total),
-        part(|reward| reward.accuracy),
-        part(|reward| reward.format),
-        Arc::new(
-            judged
-                .iter()
-                .map(|rollout| rollout.advantage)
-                .collect::<Float64Array>(),
-        ),
-    ]);
-    Ok(RecordBatch::try_new(rollouts_schema(), columns)?)
-}
-
-/// What the updates of a step saw and did.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Updates {
-    pub(super) count: usize,
-    pub(super) report: LossReport,
-    /// Largest gradient norm of the updates.
-    pub(super) grad_norm: f64,
-}
-
-/// Mean total reward of the usable rollouts; None when there is none.
-pub(super) fn mean_reward(judged: &[Judged]) -> Option<f64> {
-    mean(
-        judged
-            .iter()
-            .filter_map(|rollout| rollout.reward)
-            .map(|reward| reward.total),
-    )
-}
-
-/// The numbers of a step. Those that have no value in a step, such as the loss of a step without signal, are left out.
-pub(super) fn step_metrics(
-    judged: &[Judged],
-    groups: GroupCounts,
-    updates: &Updates,
-    learning_rate: f64,
-) -> Vec<(&'static str, f64)> {
-    let rewards: Vec<Reward> = judged.iter().filter_map(|rollout| rollout.reward).collect();
-    let lengths = judged
-        .iter()
-        .map(|rollout| rollout.sampled.completion.token_ids.len() as f64);
-    let truncated = judged
-        .iter()
-        .map(|rollout| share(rollout.sampled.completion.finish_reason == FinishReason::Length));
-    let mut metrics = vec![
-        ("groups_kept", groups.kept as f64),
-        ("groups_all_right", groups.all_right as f64),
-        ("groups_all_wrong", groups.all_wrong as f64),
-        ("groups_too_few", groups.too_few as f64),
-        ("updates", updates.count as f64),
-        ("learning_rate", learning_rate),
-        ("tokens", lengths.clone().sum::<f64>()),
-    ];
-    let mut optional =
-        |name: &'static str, value: Option<f64>| metrics.extend(value.map(|value| (name, value)));
-    optional("reward", mean_reward(judged));
-    optional(
-        "accuracy",
-        mean(rewards.iter().map(|reward| reward.accuracy)),
-    );
-    optional("format", mean(rewards.iter().map(|reward| reward.format)));
-    optional(
-        "unusable",
-        mean(judged.iter().map(|rollout| share(rollout.reward.is_none()))),
-    );
-    optional("completion_tokens", mean(lengths));
-    optional("truncated", mean(truncated));
-    if updates.count > 0 && updates.report.tokens > 0 {
-        let report = &updates.report;
-        let tokens = report.tokens as f64;
-        metrics.extend([
-            ("loss", report.loss / updates.count as f64),
-            ("grad_norm", updates.grad_norm),
-            ("entropy", report.entropy_sum / tokens),
-            ("clip_low", report.clipped_low as f64 / tokens),
-            ("clip_high", report.clipped_high as f64 / tokens),
-            ("logprob_gap_mean", report.logprob_gap_sum / tokens),
-            ("logprob_gap_max", report.logprob_gap_max),
+            number("reward"),
+        ];
+        let parts = self.score.part_names();
+        added.extend(parts.iter().map(|part| number(&format!("reward_{part}"))));
+        if self.has_kl_penalty() {
+            // What the divergence from the reference model adds to the reward; not in `reward`.
+            added.push(number("kl_penalty"));
+        }
+        added.extend([
+            // Null where the rollout was not learnt from in this step. The mean over its tokens where they differ.
+            number("advantage"),
+            // What became of it: `trained`, `masked` (no verdict), `truncated` (masked because it was cut off), `easy`, `hard`,
+            // `too-few`, `buffered`, `stale`, `surplus`.
+            Field::new("fate", TEXT, false),
         ]);
+        fields.extend(added.into_iter().map(Arc::new));
+        Arc::new(Schema::new(fields))
     }
-    metrics
 }
 
-fn share(condition: bool) -> f64 {
-    f64::from(u8::from(condition))
+impl Recorder<'_> {
+    /// An answer as a row of the `rollouts` table.
+    fn row<'r>(&'r self, group: &'r Group, rollout: &'r Rollout) -> RolloutRow<'r> {
+        RolloutRow {
+            prompt_id: &self.rows[group.row].prompt_id,
+            sample: rollout.sample,
+            text: &rollout.text,
+            completion: &rollout.completion,
+            prompt_tokens: group.prompt.token_ids.len(),
+            model: &self.model,
+            seed: group.origin.seed,
+        }
+    }
+
+    /// The rows of a step.
+    pub(super) fn batch(&self, step: u64, groups: &[&Group]) -> Result<RecordBatch, OperatorError> {
+        let each: Vec<(&Group, &Rollout)> = groups
+            .iter()
+            .flat_map(|group| group.rollouts.iter().map(|rollout| (*group, rollout)))
+            .collect();
+        let mut table = RolloutRows::new(Extras::default());
+        for (group, rollout) in &each {
+            table.push(self.row(group, rollout))?;
+        }
+        let counts = |count: &dyn Fn(&Group) -> u64| -> ArrayRef {
+            let counts = each.iter().map(|(group, _)| count(group).cast_signed());
+            Arc::new(Int64Array::from_iter_values(counts))
+        };
+        let numbers = |number: &dyn Fn(&Rollout) -> Option<f64>| -> ArrayRef {
+            let numbers = each.iter().map(|(_, rollout)| number(rollout));
+            Arc::new(numbers.collect::<Float64Array>())
+        };
+        let texts = |text: &dyn Fn(&Group, &Rollout) -> &'static str| -> ArrayRef {
+            let texts = each.iter().map(|(group, rollout)| text(group, rollout));
+            Arc::new(LargeStringArray::from_iter_values(texts))
+        };
+        let mut columns = table.columns();
+        columns.extend([
+            counts(&|_| step),
+            counts(&|group| group.origin.step),
+            counts(&|group| u64::from(group.origin.round)),
+            counts(&|group| group.origin.policy_version),
+            texts(&|_, rollout| rollout.verdict.outcome.as_str()),
+            numbers(&|rollout| Some(rollout.reward.as_ref()?.total)),
+        ]);
+        for part in 0..self.config.score.part_names().len() {
+            columns.push(numbers(&|rollout| {
+                Some(rollout.reward.as_ref()?.parts[part])
+            }));
+        }
+        if self.config.has_kl_penalty() {
+            columns.push(numbers(&|rollout| rollout.reward_kl));
+        }
+        columns.extend([
+            numbers(&advantage),
+            texts(&|group, rollout| self.fate(group, rollout)),
+        ]);
+        Ok(RecordBatch::try_new(
+            self.config.rollouts_schema(),
+            columns,
+        )?)
+    }
+
+    fn fate(&self, group: &Group, rollout: &Rollout) -> &'static str {
+        match group.fate {
+            Fate::Trained if rollout.reward.is_none() => "masked",
+            Fate::Trained if self.config.is_masked(rollout) => "truncated",
+            fate => fate.as_str(),
+        }
+    }
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (count, sum) = values.fold((0_usize, 0.0), |(count, sum), value| {
-        (count + 1, sum + value)
-    });
-    (count > 0).then(|| sum / count as f64)
+fn advantage(rollout: &Rollout) -> Option<f64> {
+    let values = &rollout.advantages;
+    match values.as_slice() {
+        [] => None,
+        [one] => Some(*one),
+        many => Some(many.iter().sum::<f64>() / many.len() as f64),
+    }
 }

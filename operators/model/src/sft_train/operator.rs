@@ -1,36 +1,33 @@
-//! The loop of an `sft-train` stage.
+//! The doors of an `sft-train` stage: ports, types, and what is read before the first step.
+
+use std::path::Path;
 
 use engine_core::event::StageEvent;
 use engine_core::operator::Family;
-use engine_core::policy::{LoadOptions, Loss, TrainSequence};
+use engine_core::policy::MemoryDemand;
 use engine_core::{
-    Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement, PortType,
-    PortTypes, Ports, StageContext, StageIo, seed,
+    External, Fault, InputPort, InputType, OperatorConfig, OperatorError, OperatorKind, Placement,
+    PortType, PortTypes, Ports, StageContext, StageIo, seed,
 };
+use operators_verifier::VerifyConfig;
 use schemas::TableName;
+use serde_json::Value;
 
-use super::config::SftTrain;
-use super::example_rows::{ExampleRow, read_examples};
-use crate::advantage::token_mean_weight;
+use super::config::{Keep, SftTrain};
+use super::dropped::{dropped_rows, dropped_schema, warning};
+use super::evaluation::{self, Evaluator};
+use super::example_rows::read_examples;
+use super::sequences::{Dropped, Example, sequences};
+use super::trainer::{BEST, Trainer};
 use crate::checkpoint;
 use crate::epoch_order::EpochOrder;
-use crate::metric_rows::metric_rows;
-use crate::optimizer::train_options;
+use crate::memory_note::plan_memory;
 use crate::processor::PromptEncoder;
-use crate::prompt_rows::PromptRow;
-use crate::sampling::{check_cancelled, load_encoder};
-use crate::schedule::learning_rate;
-use crate::update::{Labelled, StepPlan, optimizer_step};
-
-/// Prompts tokenised together while lengths are counted.
-const ROWS_PER_COUNT: usize = 256;
-
-/// Dropped examples named in the warning.
-const NAMED_EXAMPLES: usize = 8;
+use crate::sampling::load_encoder;
 
 impl OperatorKind for SftTrain {
     const KIND: &'static str = "sft-train";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const FAMILY: Family = Family::Train;
     const PLACEMENT: Placement = Placement::Worker;
     const USES_SEED: bool = true;
@@ -43,11 +40,23 @@ impl OperatorConfig for SftTrain {
             TableName::Examples,
             &["prompt_id", "messages", "text", "token_ids"],
         );
-        let inputs = vec![
+        let mut inputs = vec![
             InputPort::new("model", InputType::Model),
             InputPort::new("examples", examples).many(),
         ];
-        Ports::new(inputs, &["model", "metrics"])
+        let mut outputs = vec!["model", "metrics", "dropped"];
+        if let Some(evaluation) = &self.evaluate {
+            let prompts = InputType::columns(TableName::Prompts, &evaluation.columns());
+            inputs.push(InputPort::new(evaluation::PORT, prompts));
+            outputs.push("rollouts");
+        }
+        if self.keep == Keep::Best {
+            outputs.push("last");
+        }
+        if self.lora.is_some() {
+            outputs.push("adapter");
+        }
+        Ports::new(inputs, &outputs)
     }
 
     fn output_types(&self, _inputs: &PortTypes) -> Result<PortTypes, Vec<Fault>> {
@@ -55,154 +64,133 @@ impl OperatorConfig for SftTrain {
         if !faults.is_empty() {
             return Err(faults);
         }
-        Ok(PortTypes::from([
+        let dropped = PortType::Table {
+            table: TableName::Rows,
+            schema: dropped_schema(),
+        };
+        let mut types = PortTypes::from([
             ("model".to_owned(), vec![PortType::Model]),
             (
                 "metrics".to_owned(),
                 vec![PortType::table(TableName::Metrics)],
             ),
-        ]))
+            ("dropped".to_owned(), vec![dropped]),
+        ]);
+        if self.evaluate.is_some() {
+            let rollouts = PortType::Table {
+                table: TableName::Rollouts,
+                schema: evaluation::rollouts_schema(),
+            };
+            types.insert("rollouts".to_owned(), vec![rollouts]);
+        }
+        let models = [
+            ("last", self.keep == Keep::Best),
+            ("adapter", self.lora.is_some()),
+        ];
+        for (port, _) in models.into_iter().filter(|(_, is_there)| *is_there) {
+            types.insert(port.to_owned(), vec![PortType::Model]);
+        }
+        Ok(types)
+    }
+
+    fn externals(&self) -> Vec<External> {
+        let verify = self.evaluate.iter().map(|evaluation| &evaluation.verify);
+        verify
+            .flat_map(|verify| verify.externals(&evaluation::VERIFY))
+            .collect()
+    }
+
+    fn inspect(&self, root: &Path) -> Vec<Fault> {
+        let verify = self.evaluate.iter().map(|evaluation| &evaluation.verify);
+        verify
+            .flat_map(|verify| verify.inspect(root, &evaluation::VERIFY))
+            .collect()
+    }
+
+    fn key_config(&self, canonical: &Value, _inputs: &PortTypes) -> Value {
+        let mut config = canonical.clone();
+        if let Some(keys) = config.as_object_mut() {
+            // Alarms cannot change what a stage that comes to its end gives.
+            keys.remove("alarms");
+        }
+        if let Some(verify) = config.pointer_mut("/evaluate/verify") {
+            VerifyConfig::retain_content(verify);
+        }
+        config
     }
 
     fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
         let folder = io.model_folder("model")?;
         let mut encoder = load_encoder(&folder)?;
-        let examples = read_examples(io, "examples", encoder.processor())?;
-        let examples = self.within_limit(examples, &mut encoder, io)?;
-        let training = train_options(
-            &self.adamw,
-            self.weight_decay,
-            self.max_grad_norm,
-            &self.freeze,
-        );
-        let options = LoadOptions {
-            precision: self.precision,
-            training: Some(training),
-        };
+        let (examples, dropped) = self.examples(&mut encoder, io)?;
+        let options = self.training_keys().load_options(context.seed);
         let mut policy = context.backend()?.load(&folder, &options)?;
-        let mut order = EpochOrder::new(seed::derive(context.seed, "examples"), examples.len());
-        let (steps, visits) = (
-            self.total_steps(examples.len()),
-            self.total_visits(examples.len()),
-        );
-        let (done, mut carried) = checkpoint::resume(&mut *policy, steps, io)?;
-        for step in done + 1..=steps {
-            check_cancelled(io)?;
-            let start = (step - 1) * u64::from(self.sequences_per_step);
-            let end = visits.min(start + u64::from(self.sequences_per_step));
-            let batch: Vec<&ExampleRow> = (start..end)
-                .map(|position| &examples[order.at(position)])
-                .collect();
-            let labelled = labelled(&batch, &mut encoder, io)?;
-            let plan = StepPlan {
-                step,
-                loss: Loss::CrossEntropy,
-                learning_rate: learning_rate(
-                    self.schedule,
-                    self.learning_rate,
-                    u64::from(self.warmup_steps),
-                    steps,
-                    step - 1,
-                ),
-            };
-            let outcome = optimizer_step(&mut *policy, labelled, &plan, io)?;
-            let figures = [
-                ("loss", outcome.report.loss),
-                ("learning_rate", plan.learning_rate),
-                ("grad_norm", outcome.grad_norm),
-                ("tokens", outcome.report.tokens as f64),
-            ];
-            io.write("metrics", metric_rows(step, &figures)?)?;
-            carried.tokens += outcome.report.tokens as u64;
-            carried.note = format!("loss {:.3}", outcome.report.loss);
-            checkpoint::end_step(&*policy, step, steps, &carried, io)?;
+        let evaluator = match &self.evaluate {
+            Some(config) => Some(Evaluator::open(
+                config,
+                &mut encoder,
+                &*policy,
+                context,
+                io,
+            )?),
+            None => None,
+        };
+        let (generate_tokens, generate_concurrent) =
+            evaluator.as_ref().map_or((0, 0), Evaluator::demand);
+        let demand = MemoryDemand {
+            train_tokens: examples.iter().map(Example::tokens).max().unwrap_or(0),
+            generate_tokens,
+            generate_concurrent,
+        };
+        plan_memory(&*policy, &demand, io)?;
+        let steps = self.total_steps(examples.len());
+        let (done, carried, files) = checkpoint::resume_with_files(&mut *policy, steps, io)?;
+        if done == 0 {
+            // A checkpoint has them already.
+            let limit = self.max_tokens.unwrap_or(u32::MAX);
+            io.write("dropped", dropped_rows(&dropped, limit)?)?;
         }
-        let saved = io.scratch().join("model");
-        policy.save(&saved)?;
-        io.write_model("model", &saved)
+        let mut trainer = Trainer {
+            config: self,
+            encoder,
+            policy,
+            order: EpochOrder::new(seed::derive(context.seed, "examples"), examples.len()),
+            steps,
+            visits: self.total_visits(examples.len()),
+            examples: &examples,
+            evaluator,
+            best: files.map(|files| files.join(BEST)),
+            carried,
+        };
+        trainer.train(done, io)?;
+        trainer.finish(io)
     }
 }
 
 impl SftTrain {
-    /// The examples within `max-tokens`; the others are named in a warning.
-    fn within_limit(
+    /// The sequences to learn; answers that do not fit are told of and returned.
+    fn examples(
         &self,
-        examples: Vec<ExampleRow>,
         encoder: &mut PromptEncoder,
         io: &dyn StageIo,
-    ) -> Result<Vec<ExampleRow>, OperatorError> {
-        let total = examples.len();
-        if total == 0 {
+    ) -> Result<(Vec<Example>, Vec<Dropped>), OperatorError> {
+        let rows = read_examples(io, "examples", self.turns, encoder.processor())?;
+        if rows.is_empty() {
             return Err(OperatorError::Data(
                 "there are no examples to train on".to_owned(),
             ));
         }
-        let Some(limit) = self.max_tokens else {
-            return Ok(examples);
-        };
-        let mut fits = Vec::with_capacity(total);
-        for chunk in examples.chunks(ROWS_PER_COUNT) {
-            check_cancelled(io)?;
-            let prompts: Vec<&PromptRow> = chunk.iter().map(|example| &example.prompt).collect();
-            for (example, prompt) in chunk.iter().zip(encoder.encode(&prompts, io)?) {
-                fits.push(prompt.token_ids.len() + example.completion.len() <= limit as usize);
-            }
-        }
-        let mut dropped = Vec::new();
-        let mut kept = Vec::with_capacity(total);
-        for (example, fits) in examples.into_iter().zip(fits) {
-            if fits {
-                kept.push(example);
-            } else {
-                dropped.push(example.prompt.prompt_id);
-            }
-        }
-        if kept.is_empty() {
+        let total: usize = rows.iter().map(|row| row.answers.len()).sum();
+        let (examples, dropped) = sequences(rows, self.max_tokens, encoder, io)?;
+        let limit = self.max_tokens.unwrap_or(u32::MAX);
+        if examples.is_empty() {
             return Err(OperatorError::Data(format!(
                 "all {total} examples are longer than `max-tokens: {limit}`"
             )));
         }
         if !dropped.is_empty() {
-            let shown = dropped
-                .iter()
-                .take(NAMED_EXAMPLES)
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            let more = if dropped.len() > NAMED_EXAMPLES {
-                ", ..."
-            } else {
-                ""
-            };
-            io.event(StageEvent::Warning(format!(
-                "{} of {total} examples are longer than `max-tokens: {limit}` and were dropped: {shown}{more}",
-                dropped.len()
-            )));
+            io.event(StageEvent::Warning(warning(&dropped, total, limit)));
         }
-        Ok(kept)
+        Ok((examples, dropped))
     }
-}
-
-/// The sequences of a step, each token weighted so that the loss is the mean over the tokens of the step.
-fn labelled(
-    batch: &[&ExampleRow],
-    encoder: &mut PromptEncoder,
-    io: &dyn StageIo,
-) -> Result<Vec<Labelled>, OperatorError> {
-    let prompts: Vec<&PromptRow> = batch.iter().map(|example| &example.prompt).collect();
-    let weight = token_mean_weight(batch.iter().map(|example| example.completion.len()).sum());
-    let sequences = batch
-        .iter()
-        .zip(encoder.encode(&prompts, io)?)
-        .map(|(example, prompt)| Labelled {
-            prompt_id: example.prompt.prompt_id.clone(),
-            sequence: TrainSequence {
-                prompt,
-                completion: example.completion.clone(),
-                token_weight: weight,
-                advantage: 0.0,
-                sampler_logprobs: Vec::new(),
-            },
-        });
-    Ok(sequences.collect())
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use engine_core::policy::{
     Completion, FinishReason, GenerationProgress, GenerationRequest, GenerationSession,
-    LoadOptions, Loss, LossReport, ModelInfo, SamplingParams, SessionLimits, StepReport,
-    TokenizedPrompt, TrainSequence,
+    GenerationWatch, LoadOptions, Loss, LossReport, MemoryDemand, MemoryPlan, ModelInfo,
+    SamplingParams, SessionLimits, StepReport, TokenizedPrompt, TrainSequence, WeightSet,
 };
 use engine_core::{ModelBackend, ModelError, Policy, seed};
 
@@ -24,6 +24,9 @@ pub(crate) enum Call {
     Logprobs(usize),
     ForwardBackward(Vec<TrainSequence>, Loss),
     OptimizerStep(f64),
+    UseWeights(WeightSet),
+    Release,
+    Plan(MemoryDemand),
 }
 
 /// Loads [`FakePolicy`]s over fixed completions.
@@ -86,6 +89,13 @@ impl ModelBackend for FakeBackend {
             },
             logits: vec![0.0; self.completions.len()],
             gradient: vec![0.0; self.completions.len()],
+            average: vec![0.0; self.completions.len()],
+            base: vec![0.0; self.completions.len()],
+            averaging: options
+                .training
+                .as_ref()
+                .and_then(|training| training.averaging),
+            in_use: WeightSet::Current,
             completions: self.completions.clone(),
             in_turn: self.in_turn,
             explode_at: self.explode_at,
@@ -111,6 +121,10 @@ pub(super) struct FakePolicy {
     /// One for each completion.
     logits: Vec<f64>,
     gradient: Vec<f64>,
+    average: Vec<f64>,
+    base: Vec<f64>,
+    averaging: Option<f64>,
+    in_use: WeightSet,
     in_turn: bool,
     explode_at: Option<usize>,
     positions: usize,
@@ -119,12 +133,18 @@ pub(super) struct FakePolicy {
 }
 
 impl FakePolicy {
+    fn weights(&self) -> &[f64] {
+        match self.in_use {
+            WeightSet::Current => &self.logits,
+            WeightSet::Averaged => &self.average,
+            WeightSet::Base => &self.base,
+        }
+    }
+
     fn probabilities(&self) -> Vec<f64> {
-        let total: f64 = self.logits.iter().map(|logit| logit.exp()).sum();
-        self.logits
-            .iter()
-            .map(|logit| logit.exp() / total)
-            .collect()
+        let weights = self.weights();
+        let total: f64 = weights.iter().map(|logit| logit.exp()).sum();
+        weights.iter().map(|logit| logit.exp() / total).collect()
     }
 
     fn choose(&self, request: &GenerationRequest, seed: u64) -> usize {
@@ -208,7 +228,7 @@ impl Policy for FakePolicy {
         &mut self,
         requests: &[GenerationRequest],
         params: &SamplingParams,
-        progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+        watch: &mut dyn GenerationWatch,
     ) -> Result<Vec<Completion>, ModelError> {
         self.calls.lock().unwrap().push(Call::Generate {
             requests: requests.len(),
@@ -222,7 +242,10 @@ impl Policy for FakePolicy {
             .iter()
             .map(|completion| completion.token_ids.len())
             .sum();
-        match progress(GenerationProgress {
+        for (index, completion) in completions.iter().enumerate() {
+            watch.finished(index, completion);
+        }
+        match watch.progress(GenerationProgress {
             sequences: requests.len(),
             tokens,
         }) {
@@ -258,6 +281,7 @@ impl Policy for FakePolicy {
             .lock()
             .unwrap()
             .push(Call::ForwardBackward(sequences.to_vec(), loss));
+        assert_eq!(self.in_use, WeightSet::Current);
         self.passes += 1;
         if self.explode_at == Some(self.passes - 1) {
             return Err(ModelError::NonFinite("loss NaN".into()));
@@ -274,14 +298,15 @@ impl Policy for FakePolicy {
             let pull = if loss == Loss::CrossEntropy {
                 1.0
             } else {
-                f64::from(sequence.advantage)
+                sequence.advantages.first().copied().map_or(0.0, f64::from)
             };
             for (place, probability) in probabilities.iter().enumerate() {
                 let is_chosen = f64::from(u8::from(index == Some(place)));
                 self.gradient[place] += weight * pull * (is_chosen - probability);
             }
             report.loss -= weight * pull;
-            report.tokens += tokens;
+            let masked = sequence.loss_mask.iter().filter(|is_target| !**is_target);
+            report.tokens += tokens - masked.count();
             report.entropy_sum += tokens as f64;
         }
         Ok(report)
@@ -302,34 +327,73 @@ impl Policy for FakePolicy {
             *logit += learning_rate * *gradient;
             *gradient = 0.0;
         }
+        if let Some(decay) = self.averaging {
+            for (average, logit) in self.average.iter_mut().zip(&self.logits) {
+                *average = decay * *average + (1.0 - decay) * logit;
+            }
+        }
         Ok(StepReport { grad_norm })
+    }
+
+    fn use_weights(&mut self, weights: WeightSet) -> Result<(), ModelError> {
+        self.calls.lock().unwrap().push(Call::UseWeights(weights));
+        if weights == WeightSet::Averaged && self.averaging.is_none() {
+            return Err(ModelError::Input("there is no average".into()));
+        }
+        self.in_use = weights;
+        Ok(())
+    }
+
+    fn release_generation(&mut self) {
+        self.calls.lock().unwrap().push(Call::Release);
+    }
+
+    fn plan_memory(&self, demand: &MemoryDemand) -> Result<MemoryPlan, ModelError> {
+        self.calls.lock().unwrap().push(Call::Plan(*demand));
+        Ok(MemoryPlan {
+            weights: 1 << 30,
+            available: 1 << 34,
+            ..MemoryPlan::default()
+        })
+    }
+
+    fn peak_memory(&self) -> u64 {
+        1 << 30
+    }
+
+    fn save_adapter(&self, folder: &Path) -> Result<(), ModelError> {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("adapter.txt"), format!("{:?}", self.weights())).unwrap();
+        Ok(())
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModelError> {
         std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("weights.txt"), format!("{:?}", self.logits)).unwrap();
+        std::fs::write(folder.join("weights.txt"), format!("{:?}", self.weights())).unwrap();
         Ok(())
     }
 
     fn save_state(&self, folder: &Path) -> Result<(), ModelError> {
         assert!(self.gradient.iter().all(|value| *value == 0.0));
         std::fs::create_dir_all(folder).unwrap();
-        let bits: Vec<u64> = self.logits.iter().map(|logit| logit.to_bits()).collect();
-        let state = serde_json::json!({"logits": bits, "passes": self.passes});
+        let bits =
+            |values: &[f64]| -> Vec<u64> { values.iter().map(|value| value.to_bits()).collect() };
+        let (logits, average) = (bits(&self.logits), bits(&self.average));
+        let state =
+            serde_json::json!({"logits": logits, "average": average, "passes": self.passes});
         std::fs::write(folder.join(STATE_FILE), state.to_string()).unwrap();
         Ok(())
     }
 
     fn load_state(&mut self, folder: &Path) -> Result<(), ModelError> {
         let text = std::fs::read(folder.join(STATE_FILE)).unwrap();
-        let (logits, passes): (Vec<u64>, usize) = {
-            let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
-            let passes = state["passes"].as_u64().unwrap();
-            let logits = serde_json::from_value(state["logits"].clone()).unwrap();
-            (logits, usize::try_from(passes).unwrap())
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let values = |name: &str| -> Vec<f64> {
+            let bits: Vec<u64> = serde_json::from_value(state[name].clone()).unwrap();
+            bits.into_iter().map(f64::from_bits).collect()
         };
-        self.logits = logits.into_iter().map(f64::from_bits).collect();
-        self.passes = passes;
+        (self.logits, self.average) = (values("logits"), values("average"));
+        self.passes = usize::try_from(state["passes"].as_u64().unwrap()).unwrap();
         Ok(())
     }
 }

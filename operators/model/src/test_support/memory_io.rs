@@ -109,7 +109,7 @@ impl MemoryIo {
         let events = self.events.lock().unwrap();
         let warnings = events.iter().filter_map(|event| match event {
             StageEvent::Warning(text) => Some(text.clone()),
-            StageEvent::Progress(_) => None,
+            _ => None,
         });
         warnings.collect()
     }
@@ -118,7 +118,7 @@ impl MemoryIo {
         let events = self.events.lock().unwrap();
         let mut progress = events.iter().rev().filter_map(|event| match event {
             StageEvent::Progress(progress) => Some(progress.clone()),
-            StageEvent::Warning(_) => None,
+            _ => None,
         });
         progress.next().unwrap()
     }
@@ -212,7 +212,9 @@ impl StageIo for MemoryIo {
         let folder = self.scratch.path().join("resumed");
         std::fs::create_dir(&folder).unwrap();
         for (name, bytes) in &saved.files {
-            std::fs::write(folder.join(name), bytes).unwrap();
+            let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
         }
         self.written = saved.written.clone();
         Ok(Some(Checkpoint {
@@ -232,15 +234,8 @@ impl StageIo for MemoryIo {
         folder: &Path,
         state: serde_json::Value,
     ) -> Result<(), OperatorError> {
-        let paths = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path());
-        let files = paths
-            .map(|path| {
-                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                (name, std::fs::read(&path).unwrap())
-            })
-            .collect();
+        let mut files = BTreeMap::new();
+        read_files(folder, "", &mut files);
         self.checkpoints.push(Saved {
             step,
             files,
@@ -248,5 +243,18 @@ impl StageIo for MemoryIo {
             written: self.written.clone(),
         });
         Ok(())
+    }
+}
+
+/// The files of a folder and those below it, by their names from there.
+fn read_files(folder: &Path, prefix: &str, files: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());
+        if path.is_dir() {
+            read_files(&path, &format!("{name}/"), files);
+        } else {
+            files.insert(name, std::fs::read(&path).unwrap());
+        }
     }
 }

@@ -7,7 +7,7 @@ mod tables;
 
 pub(crate) use fake_policy::{Call, FakeBackend};
 pub(crate) use memory_io::MemoryIo;
-pub(crate) use tables::{example_batch, prompt_batch};
+pub(crate) use tables::{conversation_batch, example_batch, prompt_batch};
 
 use std::ops::Range;
 use std::path::PathBuf;

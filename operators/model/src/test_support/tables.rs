@@ -31,6 +31,21 @@ pub(crate) fn prompt_batch(rows: &[(&str, &str, Option<&str>, Option<&str>)]) ->
     RecordBatch::try_new(TableName::Prompts.schema(), columns).unwrap()
 }
 
+/// A turn of a conversation: its role, and its text or `image:DIGEST`.
+pub(crate) type Turn<'a> = (&'a str, &'a str);
+
+/// Examples whose conversations have several turns: prompt id, turns before the last answer, the last answer.
+pub(crate) fn conversation_batch(rows: &[(&str, &[Turn<'_>], &str)]) -> RecordBatch {
+    let texts: Vec<(&str, &str, Option<&[u32]>)> = rows
+        .iter()
+        .map(|(id, _, text)| (*id, *text, None))
+        .collect();
+    let turns: Vec<&[Turn<'_>]> = rows.iter().map(|(_, turns, _)| *turns).collect();
+    let mut columns = example_batch(&texts).columns().to_vec();
+    columns[1] = conversations(&turns);
+    RecordBatch::try_new(TableName::Examples.schema(), columns).unwrap()
+}
+
 /// Examples: prompt id, text, token ids.
 pub(crate) fn example_batch(rows: &[(&str, &str, Option<&[u32]>)]) -> RecordBatch {
     let mut token_ids = list_builder::<UInt32Type>();
@@ -60,6 +75,16 @@ pub(crate) fn example_batch(rows: &[(&str, &str, Option<&[u32]>)]) -> RecordBatc
 }
 
 fn messages(questions: &[&str]) -> ArrayRef {
+    let turns: Vec<[Turn<'_>; 1]> = questions.iter().map(|text| [("user", *text)]).collect();
+    conversations(
+        &turns
+            .iter()
+            .map(<[Turn<'_>; 1]>::as_slice)
+            .collect::<Vec<_>>(),
+    )
+}
+
+fn conversations(rows: &[&[Turn<'_>]]) -> ArrayRef {
     let item = |fields: Fields| Arc::new(Field::new("item", DataType::Struct(fields), false));
     let content = LargeListBuilder::new(StructBuilder::from_fields(content_fields(), 0))
         .with_field(item(content_fields()));
@@ -68,31 +93,10 @@ fn messages(questions: &[&str]) -> ArrayRef {
         vec![Box::new(LargeStringBuilder::new()), Box::new(content)],
     );
     let mut turns = LargeListBuilder::new(turn).with_field(item(message_fields()));
-    for question in questions {
-        let turn = turns.values();
-        turn.field_builder::<LargeStringBuilder>(0)
-            .unwrap()
-            .append_value("user");
-        let content = turn
-            .field_builder::<LargeListBuilder<StructBuilder>>(1)
-            .unwrap();
-        let part = content.values();
-        let (kind, text, image) = match question.strip_prefix("image:") {
-            Some(digest) => ("image", None, Some(digest)),
-            None => ("text", Some(*question), None),
-        };
-        part.field_builder::<LargeStringBuilder>(0)
-            .unwrap()
-            .append_value(kind);
-        part.field_builder::<LargeStringBuilder>(1)
-            .unwrap()
-            .append_option(text);
-        part.field_builder::<LargeStringBuilder>(2)
-            .unwrap()
-            .append_option(image);
-        part.append(true);
-        content.append(true);
-        turn.append(true);
+    for row in rows {
+        for (role, text) in *row {
+            push_turn(turns.values(), role, text);
+        }
         turns.append(true);
     }
     let column = turns.finish();
@@ -101,4 +105,30 @@ fn messages(questions: &[&str]) -> ArrayRef {
         &list(DataType::Struct(message_fields()))
     );
     Arc::new(column)
+}
+
+fn push_turn(turn: &mut StructBuilder, role: &str, text: &str) {
+    turn.field_builder::<LargeStringBuilder>(0)
+        .unwrap()
+        .append_value(role);
+    let content = turn
+        .field_builder::<LargeListBuilder<StructBuilder>>(1)
+        .unwrap();
+    let part = content.values();
+    let (kind, text, image) = match text.strip_prefix("image:") {
+        Some(digest) => ("image", None, Some(digest)),
+        None => ("text", Some(text), None),
+    };
+    part.field_builder::<LargeStringBuilder>(0)
+        .unwrap()
+        .append_value(kind);
+    part.field_builder::<LargeStringBuilder>(1)
+        .unwrap()
+        .append_option(text);
+    part.field_builder::<LargeStringBuilder>(2)
+        .unwrap()
+        .append_option(image);
+    part.append(true);
+    content.append(true);
+    turn.append(true);
 }

@@ -16,7 +16,7 @@ type Handle = *mut c_void;
 
 /// The functions, found in the libraries that are open.
 #[derive(Debug)]
-pub(super) struct Aten {
+pub(crate) struct Aten {
     create_guard: Symbol<unsafe extern "C" fn(*mut c_void, i32, *mut Handle) -> i32>,
     delete_guard: Symbol<unsafe extern "C" fn(Handle) -> i32>,
     flash: Symbol<FlashForward>,
@@ -56,21 +56,21 @@ pub(super) struct StreamGuard {
 
 /// Sequences of different lengths that lie one after the other.
 #[derive(Debug)]
-pub(super) struct Packed<'a> {
+pub(crate) struct Packed<'a> {
     /// `[tokens, heads, width]`
-    pub(super) queries: &'a Tensor,
+    pub(crate) queries: &'a Tensor,
     /// `[tokens, key heads, width]`
-    pub(super) keys: &'a Tensor,
+    pub(crate) keys: &'a Tensor,
     /// As the keys.
-    pub(super) values: &'a Tensor,
+    pub(crate) values: &'a Tensor,
     /// `[sequences + 1]`, 32 bits: where each begins.
-    pub(super) query_starts: &'a Tensor,
+    pub(crate) query_starts: &'a Tensor,
     /// The same for keys.
-    pub(super) key_starts: &'a Tensor,
+    pub(crate) key_starts: &'a Tensor,
     /// Tokens of the longest.
-    pub(super) longest_query: i64,
+    pub(crate) longest_query: i64,
     /// The same for keys.
-    pub(super) longest_key: i64,
+    pub(crate) longest_key: i64,
 }
 
 #[expect(unsafe_code, reason = "calls the C interface of libtorch")]
@@ -79,7 +79,7 @@ impl Aten {
     ///
     /// # Errors
     /// When libtorch is another version than the one that this crate is built for.
-    pub(super) fn find() -> Result<Self, ModelError> {
+    pub(crate) fn find() -> Result<Self, ModelError> {
         let library = Library::this();
         let missing = |error: libloading::Error| {
             ModelError::Backend(format!("this libtorch lacks a function of 2.11: {error}"))
@@ -120,6 +120,17 @@ impl Aten {
     /// Causal attention over packed sequences (Dao 2023, FlashAttention-2): `[tokens, heads, width]`. Where a sequence has more keys
     /// than queries, the queries are its last tokens.
     pub(super) fn flash_attention(&self, packed: &Packed<'_>) -> Result<Tensor, ModelError> {
+        let [out, ..] = self.flash_forward(packed, true)?;
+        Ok(out)
+    }
+
+    /// The same with what the backward pass needs: the output, the log-sum-exp of each query, `[heads, tokens]` in 32 bits, and the
+    /// two states of the kernel, undefined where it has none.
+    pub(crate) fn flash_forward(
+        &self,
+        packed: &Packed<'_>,
+        causal: bool,
+    ) -> Result<[Tensor; 4], ModelError> {
         let handle = |tensor: &Tensor| tensor.as_ptr().cast_mut().cast::<c_void>();
         let (query_starts, key_starts) = (handle(packed.query_starts), handle(packed.key_starts));
         let mut results: [Handle; 5] = [ptr::null_mut(); 5];
@@ -137,7 +148,7 @@ impl Aten {
                 packed.longest_query,
                 packed.longest_key,
                 0.0,
-                1,
+                i32::from(causal),
                 0,
                 ptr::null(),
                 ptr::null(),
@@ -151,12 +162,21 @@ impl Aten {
                 mask,
             )
         };
-        worked(status, "attention over prompts")?;
-        let [out, ..] = results.map(|result| {
-            // SAFETY: a new reference, taken over here.
-            (!result.is_null()).then(|| unsafe { Tensor::from_ptr(result.cast()) })
+        worked(status, "attention over packed sequences")?;
+        let [out, logsumexp, seed, offset, _] = results.map(|result| {
+            if result.is_null() {
+                Tensor::new()
+            } else {
+                // SAFETY: a new reference, taken over here.
+                unsafe { Tensor::from_ptr(result.cast()) }
+            }
         });
-        out.ok_or_else(|| ModelError::Backend("libtorch: attention gave no result".to_owned()))
+        if out.defined() && logsumexp.defined() {
+            Ok([out, logsumexp, seed, offset])
+        } else {
+            let message = "libtorch: attention gave no result";
+            Err(ModelError::Backend(message.to_owned()))
+        }
     }
 }
 

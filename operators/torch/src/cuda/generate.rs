@@ -1,13 +1,12 @@
 //! A list of requests through a batch.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use engine_core::error::ModelError;
 use engine_core::policy::{
-    Completion, GenerationProgress, GenerationRequest, GenerationSession, SamplingParams,
-    SessionLimits, SessionRequest, TokenizedPrompt,
+    Completion, GenerationProgress, GenerationRequest, GenerationSession, GenerationWatch,
+    SamplingParams, SessionLimits, SessionRequest, TokenizedPrompt,
 };
 
 use super::Gpu;
@@ -25,7 +24,7 @@ pub(crate) fn generate(
     model: &Model,
     requests: &[GenerationRequest],
     params: &SamplingParams,
-    progress: &mut dyn FnMut(GenerationProgress) -> ControlFlow<()>,
+    watch: &mut dyn GenerationWatch,
 ) -> Result<Vec<Completion>, ModelError> {
     if requests.is_empty() {
         return Ok(Vec::new());
@@ -41,6 +40,7 @@ pub(crate) fn generate(
         max_tokens: longest + params.max_new_tokens,
     };
     let mut batch = Batch::open(gpu, model, limits, Width::Fixed)?;
+    super::note_memory(model.device);
     let params = Arc::new(params.clone());
     let mut places = HashMap::new();
     for index in by_prompt(requests) {
@@ -55,7 +55,8 @@ pub(crate) fn generate(
     let mut reached = GenerationProgress::default();
     while batch.pending() > 0 {
         for token in batch.step()? {
-            let completion = &mut completions[places[&token.id]];
+            let index = places[&token.id];
+            let completion = &mut completions[index];
             completion.token_ids.push(token.token);
             completion.logprobs.push(token.logprob);
             completion.truncated_logprobs.push(token.truncated_logprob);
@@ -64,9 +65,10 @@ pub(crate) fn generate(
             if let Some(finish) = token.finish {
                 completion.finish_reason = finish;
                 reached.sequences += 1;
+                unguarded(|| watch.finished(index, completion));
             }
         }
-        if unguarded(|| progress(reached)).is_break() {
+        if unguarded(|| watch.progress(reached)).is_break() {
             return Err(ModelError::Interrupted);
         }
     }

@@ -99,12 +99,35 @@ pub(super) struct Memory {
 }
 
 /// Makes libtorch's allocator give back the blocks that it keeps for later: it does so before it refuses a request.
-fn give_back_kept_memory(model: &Model) -> Result<(), ModelError> {
+pub(super) fn give_back_kept_memory(model: &Model) -> Result<(), ModelError> {
     let (_, total) = driver::memory()?;
     let too_much = 2 * total as i64;
     let refused = Tensor::f_empty([too_much], (Kind::Uint8, model.device));
     debug_assert!(refused.is_err(), "no device has twice its memory");
     Ok(())
+}
+
+/// Bytes of a batch: with the smallest cache that takes a sequence of this length, and with all that these sequences can use.
+pub(super) fn bytes(model: &Model, sequences: usize, most: usize) -> (u64, u64) {
+    let text = &model.config.text;
+    let count = |value: i64| usize::try_from(value).unwrap_or(0);
+    let (rows, drawn) = (
+        sequences.max(count(CHUNK)),
+        sequences.max(count(FIRST_DRAWS)),
+    );
+    let [width, inner, vocab] = [text.hidden, text.intermediate, text.vocab].map(count);
+    let [queries, keys] = [text.heads, text.key_heads].map(|heads| count(heads * text.head_dim));
+    let (half, wide) = (2, 4);
+    let stream = width * (wide + 2 * half) + (2 * queries + 2 * keys + 3 * inner) * half;
+    let spans = most.div_ceil(OWN_SPAN) + 2;
+    let workspace =
+        rows * stream + drawn * vocab * wide + sequences * spans * queries * wide + RESERVE;
+    let page = page_bytes(model);
+    let least = most.div_ceil(PAGE) + 2;
+    (
+        (workspace + least * page) as u64,
+        (workspace + sequences * least * page) as u64,
+    )
 }
 
 /// Bytes of a page in all layers.

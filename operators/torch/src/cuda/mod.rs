@@ -25,17 +25,18 @@ mod sequence;
 mod upload;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine_core::error::ModelError;
 use engine_core::policy::{GenerationSession, SessionLimits};
 use tch::{Device, Kind, Tensor};
 
 use crate::model::Model;
-use aten::Aten;
 use driver::Stream;
 use gemm::Gemm;
 use kernels::Kernels;
 
+pub(crate) use aten::{Aten, Packed};
 pub(crate) use generate::generate;
 
 /// What batches of one model share.
@@ -67,7 +68,43 @@ pub(crate) fn supports(model: &Model) -> Result<(), String> {
     }
 }
 
+/// Bytes that decoding takes: for one sequence at a time, and for as many.
+pub(crate) fn generation_bytes(model: &Model, sequences: u64, longest: u64) -> (u64, u64) {
+    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    memory::bytes(model, count(sequences), count(longest))
+}
+
+/// Bytes of the device that are free, and all of them.
+///
+/// # Errors
+/// When the driver refuses.
+pub(crate) fn device_memory() -> Result<(u64, u64), ModelError> {
+    let (free, total) = driver::memory()?;
+    Ok((free as u64, total as u64))
+}
+
+/// Looks how many bytes of a GPU are taken, by anybody, and gives the most that was seen so far. libtorch keeps what it freed, so this
+/// is what was needed since it last gave memory back.
+pub(crate) fn note_memory(device: Device) -> u64 {
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    if !device.is_cuda() {
+        return 0;
+    }
+    let used = device_memory().map_or(0, |(free, total)| total - free);
+    MOST.fetch_max(used, Ordering::Relaxed).max(used)
+}
+
 impl Gpu {
+    /// Gives back what the last batch has left in libtorch's pools. They are those of a stream, so training could not use them.
+    /// The next batch allocates anew: some milliseconds.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub(crate) fn release(&self, model: &Model) -> Result<(), ModelError> {
+        self.stream.synchronise()?;
+        memory::give_back_kept_memory(model)
+    }
+
     /// Compiles the kernels for a model.
     ///
     /// # Errors

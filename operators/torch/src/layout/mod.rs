@@ -105,7 +105,7 @@ pub(crate) fn canonical(name: &str) -> Cow<'_, str> {
         .unwrap_or(Cow::Borrowed(name))
 }
 
-fn newer(name: &str) -> String {
+pub(crate) fn newer(name: &str) -> String {
     PUBLISHED_BASES
         .iter()
         .find_map(|(ours, theirs)| Some(format!("{theirs}{}", name.strip_prefix(ours)?)))

@@ -1,5 +1,5 @@
-//! Ways to attend in the language model: over a prompt, over a completion after its prompt, and one step at a time
-//! over the key-value cache. All of them get queries, keys and values of a flat list of tokens.
+//! Ways to attend in generation: over a prompt, and one step at a time over the key-value cache. All of them get queries, keys and
+//! values of a flat list of tokens. Training has its own in `packed.rs`.
 //!
 //! Shapes: `t` tokens, `b` sequences, `l` tokens of a padded sequence, `h` query heads, `k` key heads, `g` query heads
 //! that share a key head, `d` head width.
@@ -52,62 +52,6 @@ impl Attend for Prefill {
         let out = causal(&queries, &keys, &values);
         self.kept.push(KeyValue { keys, values });
         out
-    }
-}
-
-/// Attention of completions over their prompts and themselves.
-///
-/// Completion tokens come without padding; they are padded for the attention alone.
-#[derive(Debug)]
-pub(crate) struct Continue<'a> {
-    /// Keys and values of the prompts, layer by layer.
-    pub(crate) prompts: &'a [KeyValue],
-    /// Prompt of each sequence.
-    pub(crate) rows: Tensor,
-    /// Token that stands at each place of the padded sequences, `[b * l]`; any token where there is padding.
-    pub(crate) pad: Tensor,
-    /// Place of each token in the padded sequences, `[t]`.
-    pub(crate) unpad: Tensor,
-    /// `[b, 1, g * l, prompt length + l]`: zero where a token is seen, minus infinity elsewhere.
-    pub(crate) mask: Tensor,
-}
-
-impl Attend for Continue<'_> {
-    fn attend(&mut self, layer: usize, q_thd: &Tensor, k_tkd: &Tensor, v_tkd: &Tensor) -> Tensor {
-        let batch = self.rows.size()[0];
-        let [_, heads, width] = q_thd.size()[..] else {
-            unreachable!("queries have three axes")
-        };
-        let (key_heads, past) = (k_tkd.size()[1], &self.prompts[layer]);
-        let padded = |x: &Tensor| sequences(&x.index_select(0, &self.pad), batch);
-        // [b, s, k, d] -> [b, k, s, d]
-        let joined = |past: &Tensor, own: &Tensor| {
-            Tensor::cat(&[past.index_select(0, &self.rows), padded(own)], 1).transpose(1, 2)
-        };
-        let (keys, values) = (joined(&past.keys, k_tkd), joined(&past.values, v_tkd));
-        // Query heads that share a key head stand one after the other along the token axis:
-        // [b, l, k * g, d] -> [b, k, g, l, d] -> [b, k, g * l, d]
-        let queries = padded(q_thd)
-            .view([batch, -1, key_heads, heads / key_heads, width])
-            .permute([0, 2, 3, 1, 4]);
-        let length = queries.size()[3];
-        let queries = queries.reshape([batch, key_heads, -1, width]);
-        let out = Tensor::scaled_dot_product_attention(
-            &queries,
-            &keys,
-            &values,
-            Some(&self.mask),
-            0.0,
-            false,
-            None,
-            false,
-        );
-        // [b, k, g * l, d] -> [b, l, k, g, d] -> [b * l, h * d]
-        let out = out
-            .view([batch, key_heads, heads / key_heads, length, width])
-            .permute([0, 3, 1, 2, 4]);
-        out.reshape([batch * length, heads * width])
-            .index_select(0, &self.unpad)
     }
 }
 

@@ -8,6 +8,7 @@ use super::attention::Attend;
 use super::rope::Rope;
 use crate::config::{ModelConfig, TextConfig};
 use crate::layout;
+use crate::lora::Adapter;
 use crate::parameters::Parameters;
 use crate::wide;
 
@@ -32,6 +33,35 @@ pub(crate) struct Layer {
     pub(crate) gate_up: Tensor,
     /// `[w, i]`
     pub(crate) down: Tensor,
+    pub(crate) qkv_adapter: Option<Adapter>,
+    pub(crate) out_adapter: Option<Adapter>,
+    pub(crate) gate_up_adapter: Option<Adapter>,
+    pub(crate) down_adapter: Option<Adapter>,
+}
+
+impl Layer {
+    /// Whether a weight of it is trained, or an adapter.
+    pub(crate) fn learns(&self) -> bool {
+        let weights = [
+            Some(&self.input_norm),
+            Some(&self.qkv_weight),
+            self.qkv_bias.as_ref(),
+            self.q_norm.as_ref(),
+            self.k_norm.as_ref(),
+            Some(&self.out),
+            Some(&self.mlp_norm),
+            Some(&self.gate_up),
+            Some(&self.down),
+        ];
+        let adapters = [
+            &self.qkv_adapter,
+            &self.out_adapter,
+            &self.gate_up_adapter,
+            &self.down_adapter,
+        ];
+        (weights.into_iter().flatten()).any(Tensor::requires_grad)
+            || adapters.into_iter().any(Option::is_some)
+    }
 }
 
 /// Features of images that are added to some tokens after the first layers (Qwen3-VL).
@@ -62,6 +92,7 @@ impl Language {
             .map(|index| {
                 let prefix = layout::language_layer(index);
                 let get = |name: &str| weights.get(&format!("{prefix}{name}"));
+                let adapter = |name: &str| weights.adapter(&format!("{prefix}{name}"));
                 let get_if = |is_there: bool, name: &str| is_there.then(|| get(name));
                 Layer {
                     input_norm: get("input_layernorm.weight"),
@@ -73,6 +104,10 @@ impl Language {
                     mlp_norm: get("post_attention_layernorm.weight"),
                     gate_up: get("mlp.gate_up_proj.weight"),
                     down: get("mlp.down_proj.weight"),
+                    qkv_adapter: adapter("self_attn.qkv_proj.weight"),
+                    out_adapter: adapter("self_attn.o_proj.weight"),
+                    gate_up_adapter: adapter("mlp.gate_up_proj.weight"),
+                    down_adapter: adapter("mlp.down_proj.weight"),
                 }
             })
             .collect();

@@ -3,13 +3,20 @@
 
 pub(crate) mod attention;
 pub(crate) mod cache;
+mod flash;
+mod kernel;
 pub(crate) mod language;
+pub(crate) mod layer;
+pub(crate) mod norm;
+pub(crate) mod packed;
+mod pieces;
 pub(crate) mod position;
 pub(crate) mod prompt;
 mod qwen2_5_vl;
 mod qwen3_vl;
 pub(crate) mod rope;
 pub(crate) mod tower;
+pub(crate) mod tower_pass;
 pub(crate) mod window;
 
 use tch::{Device, Kind, Tensor};

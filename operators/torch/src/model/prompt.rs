@@ -15,9 +15,6 @@ use super::rope::language_rope;
 use super::tower::{Features, Vision};
 use super::{Model, indices};
 
-/// Patches that go through the tower together; bounds its memory.
-const TOWER_PATCHES: usize = 1 << 15;
-
 /// A batch of prompts after their pass.
 #[derive(Debug)]
 pub(crate) struct Prefilled {
@@ -149,64 +146,99 @@ impl Model {
         prompts: &[Arc<TokenizedPrompt>],
         padded: usize,
     ) -> (Tensor, Option<Additions>) {
-        let Some(vision) = &self.vision else {
+        let starts: Vec<i64> = (0..prompts.len())
+            .map(|row| (row * padded) as i64)
+            .collect();
+        let Some((vision, placed)) = self.place_images(prompts, &starts) else {
             return (x_tw, None);
         };
-        let mut unique: Vec<Arc<PatchedImage>> = Vec::new();
-        let mut starts: Vec<i64> = Vec::new();
-        let mut encoded = 0;
-        let (mut targets, mut sources) = (Vec::new(), Vec::new());
-        for (row, prompt) in prompts.iter().enumerate() {
+        let features = vision.encode_all(&placed.images, self.kind, self.device);
+        placed.splice(&x_tw, &features)
+    }
+
+    /// Finds the images of prompts and where they go; `starts` are the rows of the prompts' first tokens. None without images.
+    pub(crate) fn place_images(
+        &self,
+        prompts: &[Arc<TokenizedPrompt>],
+        starts: &[i64],
+    ) -> Option<(&Vision, PlacedImages)> {
+        let vision = self.vision.as_ref()?;
+        let mut images: Vec<Arc<PatchedImage>> = Vec::new();
+        let mut firsts: Vec<i64> = Vec::new();
+        let mut count = 0;
+        let (mut rows, mut sources) = (Vec::new(), Vec::new());
+        for (prompt, start) in prompts.iter().zip(starts) {
             let placeholders = prompt.token_ids.iter().enumerate();
             let placeholders = placeholders.filter(|(_, id)| **id == vision.config.image_token_id);
-            targets.extend(placeholders.map(|(place, _)| (row * padded + place) as i64));
+            rows.extend(placeholders.map(|(place, _)| start + place as i64));
             for image in &prompt.images {
-                let known = unique.iter().position(|other| Arc::ptr_eq(other, image));
+                let known = images.iter().position(|other| Arc::ptr_eq(other, image));
                 let known = known.unwrap_or_else(|| {
-                    unique.push(Arc::clone(image));
-                    starts.push(encoded);
-                    encoded += vision.merged_patches(image);
-                    unique.len() - 1
+                    images.push(Arc::clone(image));
+                    firsts.push(count);
+                    count += vision.merged_patches(image);
+                    images.len() - 1
                 });
-                sources.extend(starts[known]..starts[known] + vision.merged_patches(image));
+                sources.extend(firsts[known]..firsts[known] + vision.merged_patches(image));
             }
         }
-        if unique.is_empty() {
-            return (x_tw, None);
-        }
-        let mut features = self.encode_images(vision, &unique);
-        if sources
-            .iter()
-            .enumerate()
-            .any(|(place, source)| place as i64 != *source)
-        {
-            features = features.select(&indices(&sources, self.device));
-        }
-        let rows = indices(&targets, self.device);
-        let x = x_tw.index_copy(0, &rows, &features.embeddings);
-        let layers = features.deep;
-        let additions = (!layers.is_empty()).then_some(Additions { rows, layers });
+        let is_plain = (sources.iter().enumerate()).all(|(place, source)| place as i64 == *source);
+        let placed = PlacedImages {
+            rows: indices(&rows, self.device),
+            sources: (!is_plain).then(|| indices(&sources, self.device)),
+            count,
+            images,
+        };
+        (!placed.images.is_empty()).then_some((vision, placed))
+    }
+}
+
+/// Images of some prompts and where they go.
+#[derive(Debug)]
+pub(crate) struct PlacedImages {
+    /// Distinct ones.
+    pub(crate) images: Vec<Arc<PatchedImage>>,
+    /// Rows of the placeholders.
+    rows: Tensor,
+    /// Merged patch of each placeholder among those of the distinct images; None where they are in order, once each.
+    sources: Option<Tensor>,
+    /// Merged patches of the distinct images.
+    count: i64,
+}
+
+impl PlacedImages {
+    /// Puts features where the placeholders are, and says what is to be added to them after the first layers.
+    pub(crate) fn splice(&self, x_tw: &Tensor, features: &Features) -> (Tensor, Option<Additions>) {
+        let all;
+        let features = match &self.sources {
+            Some(sources) => {
+                all = features.select(sources);
+                &all
+            }
+            None => features,
+        };
+        let x = x_tw.index_copy(0, &self.rows, &features.embeddings);
+        let additions = (!features.deep.is_empty()).then(|| Additions {
+            rows: self.rows.shallow_clone(),
+            layers: features.deep.iter().map(Tensor::shallow_clone).collect(),
+        });
         (x, additions)
     }
 
-    /// Features of images, one after the other, in passes of bounded size.
-    fn encode_images(&self, vision: &Vision, images: &[Arc<PatchedImage>]) -> Features {
-        let mut parts = Vec::new();
-        let mut start = 0;
-        while start < images.len() {
-            let mut end = start;
-            let mut patches = 0;
-            while end < images.len() && (end == start || patches < TOWER_PATCHES) {
-                patches += images[end].grid_thw.iter().product::<usize>();
-                end += 1;
+    /// The gradient of the features for that of all rows.
+    pub(crate) fn gathered(&self, d_x_tw: &Tensor) -> Tensor {
+        let rows = d_x_tw.index_select(0, &self.rows);
+        match &self.sources {
+            Some(sources) => {
+                Tensor::zeros([self.count, rows.size()[1]], (rows.kind(), rows.device()))
+                    .index_add(0, sources, &rows)
             }
-            parts.push(vision.encode(&images[start..end], self.kind, self.device));
-            start = end;
+            None => rows,
         }
-        if parts.len() == 1 {
-            parts.swap_remove(0)
-        } else {
-            Features::cat(&parts)
-        }
+    }
+
+    /// Takes the gradient away from rows whose embeddings were replaced.
+    pub(crate) fn clear(&self, mut d_x_tw: Tensor) -> Tensor {
+        d_x_tw.index_fill_(0, &self.rows, 0.0)
     }
 }

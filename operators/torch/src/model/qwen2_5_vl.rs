@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::indices;
 use super::rope::vision_rope;
-use super::tower::{Blocks, Features, Linear, NORM_EPS, attend_in_spans};
+use super::tower::{Blocks, Linear, NORM_EPS, Plan, attend_in_spans};
 use super::window::{WindowPlan, inverse};
 use crate::config::VisionConfig;
 use crate::layout;
@@ -73,39 +73,52 @@ impl Tower {
 }
 
 impl Blocks for Tower {
-    /// Shapes: pixels `[m, ..]` -> patches `[n, patch]` -> `[n, w]` through the blocks -> `[m, unit * w]` -> features.
-    fn encode(&self, pixels: &Tensor, grids: &[[i64; 3]], kind: Kind, device: Device) -> Features {
+    fn plan(&self, grids: &[[i64; 3]], kind: Kind, device: Device) -> Plan {
         let plan = WindowPlan::new(self.config.merge, self.window, grids, device);
-        let (unit, width) = (self.config.merge_unit(), self.config.hidden);
-        let order = indices(&plan.order, device);
+        Plan {
+            kind,
+            rope: vision_rope(&self.config, &plan.positions, kind, device),
+            order: Some([
+                indices(&plan.order, device),
+                indices(&inverse(&plan.order), device),
+            ]),
+            frames: plan.frames,
+            windows: Some(plan.windows),
+            table: None,
+        }
+    }
+
+    fn embed(&self, pixels: &Tensor, plan: &Plan) -> Tensor {
+        let [order, _] = plan.order.as_ref().expect("windows have an order");
         // [m, unit * patch] in window order -> [n, patch]
         let patches = pixels
-            .index_select(0, &order)
-            .to_kind(kind)
+            .index_select(0, order)
+            .to_kind(plan.kind)
             .view([-1, self.config.patch_width()]);
-        let rope = vision_rope(&self.config, &plan.positions, kind, device);
-        let mut x = patches.matmul(&self.patch_embed.view([width, -1]).tr());
-        for block in &self.blocks {
-            let spans = if block.full {
-                &plan.frames
-            } else {
-                &plan.windows
-            };
-            let normed = norm(&x, &block.norm1);
-            let attended = attend_in_spans(&self.config, &block.qkv, &normed, &rope, spans);
-            x = &x + block.proj.apply(&attended);
-            let gate_up = block.gate_up.apply(&norm(&x, &block.norm2)).chunk(2, -1);
-            x = &x + block.down.apply(&(gate_up[0].silu() * &gate_up[1]));
-        }
+        patches.matmul(&self.patch_embed.view([self.config.hidden, -1]).tr())
+    }
+
+    fn block(&self, index: usize, x_nw: &Tensor, plan: &Plan) -> Tensor {
+        let block = &self.blocks[index];
+        let spans = match &plan.windows {
+            Some(windows) if !block.full => windows,
+            _ => &plan.frames,
+        };
+        let normed = norm(x_nw, &block.norm1);
+        let attended = attend_in_spans(&self.config, &block.qkv, &normed, &plan.rope, spans);
+        let x = x_nw + block.proj.apply(&attended);
+        let gate_up = block.gate_up.apply(&norm(&x, &block.norm2)).chunk(2, -1);
+        &x + block.down.apply(&(gate_up[0].silu() * &gate_up[1]))
+    }
+
+    fn merge(&self, x_nw: &Tensor, plan: &Plan) -> Tensor {
+        let [_, restore] = plan.order.as_ref().expect("windows have an order");
         // [n, w] -> [m, unit * w]
-        let merged = norm(&x, &self.merger_norm).reshape([-1, unit * width]);
-        let out = self
-            .merger_out
-            .apply(&self.merger_in.apply(&merged).gelu("none"));
-        Features {
-            embeddings: out.index_select(0, &indices(&inverse(&plan.order), device)),
-            deep: Vec::new(),
-        }
+        let merged = norm(x_nw, &self.merger_norm)
+            .reshape([-1, self.config.merge_unit() * self.config.hidden]);
+        self.merger_out
+            .apply(&self.merger_in.apply(&merged).gelu("none"))
+            .index_select(0, restore)
     }
 }
 

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::indices;
 use super::rope::vision_rope;
-use super::tower::{Blocks, Features, Linear, NORM_EPS, attend_in_spans};
+use super::tower::{Blocks, Linear, NORM_EPS, Plan, attend_in_spans};
 use super::window::{frames, merged_order};
 use crate::config::VisionConfig;
 use crate::layout::{qwen3_vl::deep_merger, vision_block};
@@ -45,8 +45,8 @@ struct Block {
     norm2: LayerNorm,
     up: Linear,
     down: Linear,
-    /// Set where features leave the tower.
-    tap: Option<Merger>,
+    /// Set where features leave the tower, with their number.
+    tap: Option<(usize, Merger)>,
 }
 
 /// Joins the patches of a merged patch and maps them to the language model's width.
@@ -113,7 +113,7 @@ impl Tower {
                     norm2: norm("norm2"),
                     up: linear("mlp.linear_fc1"),
                     down: linear("mlp.linear_fc2"),
-                    tap: tap.map(|tap| Merger::new(weights, &deep_merger(tap), true)),
+                    tap: tap.map(|tap| (tap, Merger::new(weights, &deep_merger(tap), true))),
                 }
             })
             .collect();
@@ -129,49 +129,67 @@ impl Tower {
     }
 
     /// Position embeddings, bilinear between the four nearest of the table: `[n, w]`.
-    fn positions(&self, places: &Places, kind: Kind, device: Device) -> Tensor {
-        let corners = self
-            .table
-            .index_select(0, &indices(&places.corners, device))
-            .view([-1, 4, self.config.hidden]);
-        let shares = Tensor::from_slice(&places.shares)
-            .to_device(device)
-            .view([-1, 4, 1]);
+    fn positions(&self, [corners, shares]: &[Tensor; 2], kind: Kind) -> Tensor {
+        let corners = (self.table.index_select(0, corners)).view([-1, 4, self.config.hidden]);
         // The sum is in 32 bits at least, whatever the weights are.
         (corners * shares)
             .sum_dim_intlist(1, false, None::<Kind>)
             .to_kind(kind)
     }
+
+    /// Width of the patches of a merged patch.
+    fn merged_width(&self) -> i64 {
+        self.config.hidden * self.config.merge_unit()
+    }
 }
 
 impl Blocks for Tower {
-    /// Shapes: pixels `[m, ..]` -> patches `[n, patch]` -> `[n, w]` through the blocks -> `[m, unit * w]` -> features.
-    fn encode(&self, pixels: &Tensor, grids: &[[i64; 3]], kind: Kind, device: Device) -> Features {
-        let (width, merged) = (
-            self.config.hidden,
-            self.config.hidden * self.config.merge_unit(),
-        );
-        let patches = pixels.to_kind(kind).view([-1, self.config.patch_width()]);
+    fn plan(&self, grids: &[[i64; 3]], kind: Kind, device: Device) -> Plan {
         let positions = merged_order(self.config.merge, grids);
-        let rope = vision_rope(&self.config, &positions, kind, device);
-        let spans = frames(grids, device);
         let places = Places::new(self.table_side, grids, &positions);
-        let embed = self.patch_embed.view([width, -1]);
-        let mut x =
-            patches.linear(&embed, Some(&self.patch_bias)) + self.positions(&places, kind, device);
-        let mut deep = Vec::new();
-        for block in &self.blocks {
-            let normed = block.norm1.apply(&x);
-            let attended = attend_in_spans(&self.config, &block.qkv, &normed, &rope, &spans);
-            x = &x + block.proj.apply(&attended);
-            let up = block.up.apply(&block.norm2.apply(&x));
-            x = &x + block.down.apply(&up.gelu("tanh"));
-            deep.extend(block.tap.as_ref().map(|tap| tap.apply(&x, merged)));
+        let shares = Tensor::from_slice(&places.shares).to_device(device);
+        Plan {
+            kind,
+            rope: vision_rope(&self.config, &positions, kind, device),
+            frames: frames(grids, device),
+            windows: None,
+            order: None,
+            table: Some([indices(&places.corners, device), shares.view([-1, 4, 1])]),
         }
-        Features {
-            embeddings: self.merger.apply(&x, merged),
-            deep,
-        }
+    }
+
+    fn embed(&self, pixels: &Tensor, plan: &Plan) -> Tensor {
+        let patches = pixels
+            .to_kind(plan.kind)
+            .view([-1, self.config.patch_width()]);
+        let embed = self.patch_embed.view([self.config.hidden, -1]);
+        let table = plan.table.as_ref().expect("the plan is this tower's");
+        patches.linear(&embed, Some(&self.patch_bias)) + self.positions(table, plan.kind)
+    }
+
+    fn block(&self, index: usize, x_nw: &Tensor, plan: &Plan) -> Tensor {
+        let block = &self.blocks[index];
+        let normed = block.norm1.apply(x_nw);
+        let attended = attend_in_spans(&self.config, &block.qkv, &normed, &plan.rope, &plan.frames);
+        let x = x_nw + block.proj.apply(&attended);
+        let up = block.up.apply(&block.norm2.apply(&x));
+        &x + block.down.apply(&up.gelu("tanh"))
+    }
+
+    fn tap(&self, block: usize) -> Option<usize> {
+        (self.blocks[block].tap.as_ref()).map(|(number, _)| *number)
+    }
+
+    fn deep(&self, block: usize, x_nw: &Tensor) -> Tensor {
+        let (_, merger) = self.blocks[block]
+            .tap
+            .as_ref()
+            .expect("the block has a tap");
+        merger.apply(x_nw, self.merged_width())
+    }
+
+    fn merge(&self, x_nw: &Tensor, _plan: &Plan) -> Tensor {
+        self.merger.apply(x_nw, self.merged_width())
     }
 }
 

@@ -46,6 +46,18 @@ impl Rope {
             .to_kind(kind)
     }
 
+    /// The gradient of what was rotated for that of what came out: the rotation back.
+    ///
+    /// # Shapes
+    /// - `gradient_nhd`: `[n, h, d]`, and so is the result
+    pub(crate) fn undo(&self, gradient_nhd: &Tensor) -> Tensor {
+        let kind = gradient_nhd.kind();
+        let gradient = gradient_nhd.to_kind(self.cos_n1d.kind());
+        let half = gradient.size()[2] / 2;
+        // A roll by half of the axis undoes itself.
+        (&gradient * &self.cos_n1d + (gradient * &self.sin_n1d).roll([half], [-1])).to_kind(kind)
+    }
+
     /// The tables of some of the tokens, in the order of `index_m`.
     pub(crate) fn select(&self, index_m: &Tensor) -> Self {
         Self {

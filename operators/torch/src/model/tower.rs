@@ -13,10 +13,14 @@ use super::rope::Rope;
 use super::window::Spans;
 use super::{qwen2_5_vl, qwen3_vl};
 use crate::config::{TowerConfig, VisionConfig};
+use crate::lora::{self, Adapter};
 use crate::parameters::Parameters;
 
 /// Denominator guard of the tower's norms, the same in every published checkpoint.
 pub(super) const NORM_EPS: f64 = 1e-6;
+
+/// Patches that go through the tower together; bounds its memory.
+const TOWER_PATCHES: usize = 1 << 15;
 
 /// What a tower makes of images.
 #[derive(Debug)]
@@ -31,6 +35,9 @@ pub(crate) struct Features {
 impl Features {
     /// Features of several batches of images, one after the other.
     pub(crate) fn cat(parts: &[Self]) -> Self {
+        if let [one] = parts {
+            return one.share();
+        }
         let cat = |part: &dyn Fn(&Self) -> Tensor| {
             Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0)
         };
@@ -43,6 +50,13 @@ impl Features {
         }
     }
 
+    fn share(&self) -> Self {
+        Self {
+            embeddings: self.embeddings.shallow_clone(),
+            deep: self.deep.iter().map(Tensor::shallow_clone).collect(),
+        }
+    }
+
     /// The features of some merged patches, in the order of `rows_m`.
     pub(crate) fn select(&self, rows_m: &Tensor) -> Self {
         Self {
@@ -52,20 +66,71 @@ impl Features {
     }
 }
 
-/// The blocks of one family's tower.
+/// Images that go through the tower together.
+pub(crate) fn image_batches(
+    images: &[Arc<PatchedImage>],
+) -> impl Iterator<Item = &[Arc<PatchedImage>]> {
+    let mut rest = images;
+    std::iter::from_fn(move || {
+        let mut patches = 0;
+        let end = rest.iter().take_while(|image| {
+            let fits = patches < TOWER_PATCHES;
+            patches += image.grid_thw.iter().product::<usize>();
+            fits
+        });
+        let (batch, after) = rest.split_at(end.count());
+        rest = after;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// What a tower needs to know of some images.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) rope: Rope,
+    /// Patches of one frame.
+    pub(super) frames: Spans,
+    /// Patches of one window, in the tower with windows.
+    pub(super) windows: Option<Spans>,
+    /// For each merged patch of the tower its place among the images' own, and the way back; None where they are the same.
+    pub(super) order: Option<[Tensor; 2]>,
+    /// Rows of the table of position embeddings and their shares, four for each patch, where there is one.
+    pub(super) table: Option<[Tensor; 2]>,
+}
+
+/// The parts of one family's tower, which are run one after the other.
 pub(super) trait Blocks: Send + fmt::Debug {
-    /// Encodes images, one after the other.
+    fn plan(&self, grids: &[[i64; 3]], kind: Kind, device: Device) -> Plan;
+
+    /// Embeds patches.
     ///
     /// # Shapes
-    /// - `pixels`: `[m, patches of a merged patch * values of a patch]`, as the images have them
-    fn encode(&self, pixels: &Tensor, grids: &[[i64; 3]], kind: Kind, device: Device) -> Features;
+    /// - `pixels`: `[m, patches of a merged patch * values of a patch]`, as the images have them; returns `[n, w]`
+    fn embed(&self, pixels: &Tensor, plan: &Plan) -> Tensor;
+
+    /// Runs a block: `[n, w]` -> `[n, w]`.
+    fn block(&self, index: usize, x_nw: &Tensor, plan: &Plan) -> Tensor;
+
+    /// Number, counted from 0, of the features that leave the tower after a block.
+    fn tap(&self, _block: usize) -> Option<usize> {
+        None
+    }
+
+    /// Features after a block that has a tap: `[m, width of the language model]`.
+    fn deep(&self, _block: usize, _x_nw: &Tensor) -> Tensor {
+        unreachable!("asked of towers with taps alone")
+    }
+
+    /// Features at the end: `[m, width of the language model]`.
+    fn merge(&self, x_nw: &Tensor, plan: &Plan) -> Tensor;
 }
 
 /// A tower of any family.
 #[derive(Debug)]
 pub(crate) struct Vision {
     pub(crate) config: VisionConfig,
-    blocks: Box<dyn Blocks>,
+    pub(super) blocks: Box<dyn Blocks>,
 }
 
 impl Vision {
@@ -118,12 +183,40 @@ impl Vision {
     }
 
     /// Encodes images, one after the other.
-    pub(crate) fn encode(
+    fn encode(&self, images: &[Arc<PatchedImage>], kind: Kind, device: Device) -> Features {
+        let (pixels, plan) = self.prepare(images, kind, device);
+        let mut x = self.blocks.embed(&pixels, &plan);
+        let mut deep = Vec::new();
+        for block in 0..self.config.depth {
+            x = self.blocks.block(block, &x, &plan);
+            deep.extend((self.blocks.tap(block)).map(|_| self.blocks.deep(block, &x)));
+        }
+        Features {
+            embeddings: self.blocks.merge(&x, &plan),
+            deep,
+        }
+    }
+
+    /// As [`Vision::encode`], in passes of bounded size.
+    pub(crate) fn encode_all(
         &self,
         images: &[Arc<PatchedImage>],
         kind: Kind,
         device: Device,
     ) -> Features {
+        let parts: Vec<Features> = image_batches(images)
+            .map(|images| self.encode(images, kind, device))
+            .collect();
+        Features::cat(&parts)
+    }
+
+    /// The patches of images, `[m, ..]`, and what the tower needs to know of them.
+    pub(super) fn prepare(
+        &self,
+        images: &[Arc<PatchedImage>],
+        kind: Kind,
+        device: Device,
+    ) -> (Tensor, Plan) {
         let grids: Vec<[i64; 3]> = images
             .iter()
             .map(|image| image.grid_thw.map(|size| size as i64))
@@ -135,7 +228,7 @@ impl Vision {
         let pixels = Tensor::cat(&pixels, 0)
             .view([-1, self.config.merge_unit() * self.config.patch_width()])
             .to_device(device);
-        self.blocks.encode(&pixels, &grids, kind, device)
+        (pixels, self.blocks.plan(&grids, kind, device))
     }
 }
 
@@ -144,6 +237,7 @@ impl Vision {
 pub(super) struct Linear {
     weight: Tensor,
     bias: Tensor,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -151,11 +245,16 @@ impl Linear {
         Self {
             weight: weights.get(&format!("{name}.weight")),
             bias: weights.get(&format!("{name}.bias")),
+            adapter: weights.adapter(&format!("{name}.weight")),
         }
     }
 
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+        lora::add(
+            x.linear(&self.weight, Some(&self.bias)),
+            x,
+            self.adapter.as_ref(),
+        )
     }
 }
 

@@ -69,6 +69,11 @@ impl Golden {
         Self { facts, tensors }
     }
 
+    /// Number of cases.
+    pub(super) fn count(&self) -> usize {
+        self.facts.cases.len()
+    }
+
     pub(super) fn ids(&self, case: usize, name: &str) -> Vec<u32> {
         let ids = Vec::<i64>::try_from(&self.tensors[&format!("{case}.{name}")]).unwrap();
         ids.into_iter()
@@ -188,8 +193,7 @@ fn check_gradient(name: &str, case: usize, golden: &Golden, policy: &mut TorchPo
         prompt: Arc::new(start),
         token_weight: 1.0 / completion.len() as f32,
         completion,
-        advantage: 0.0,
-        sampler_logprobs: Vec::new(),
+        ..TrainSequence::default()
     };
     let report = policy
         .forward_backward(&[sequence], Loss::CrossEntropy)

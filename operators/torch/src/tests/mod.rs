@@ -1,10 +1,16 @@
 //! Tests of whole models, on the tiny ones below `tests/golden`.
 
 mod checkpoints;
+mod follows_pytorch;
 mod generation;
 mod golden;
+mod lora;
+mod memory;
+mod optimizer;
+mod packing;
 mod persistence;
 mod published;
+mod recompute;
 mod resuming;
 mod saved;
 mod session;
@@ -44,11 +50,7 @@ fn inference() -> LoadOptions {
 fn training(freeze: &[&str]) -> LoadOptions {
     let training = TrainOptions {
         freeze: freeze.iter().map(|prefix| (*prefix).to_owned()).collect(),
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
+        ..TrainOptions::default()
     };
     LoadOptions {
         precision: Precision::Float32,
@@ -116,8 +118,7 @@ fn sequence(prompt: &Arc<TokenizedPrompt>, completion: &[u32]) -> TrainSequence 
         prompt: Arc::clone(prompt),
         completion: completion.to_vec(),
         token_weight: 0.05,
-        advantage: 0.0,
-        sampler_logprobs: Vec::new(),
+        ..TrainSequence::default()
     }
 }
 

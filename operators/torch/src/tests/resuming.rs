@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use engine_core::policy::{LoadOptions, Loss, LossReport, Policy, Precision, TrainSequence};
+use engine_core::policy::{
+    LoadOptions, LoraOptions, Loss, LossReport, Masters, Policy, Precision, TrainSequence,
+    WeightSet,
+};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
@@ -11,10 +14,7 @@ use super::persistence::Scratch;
 use super::{inference, policy, sequences, training};
 use crate::policy::TorchPolicy;
 
-const CLIP: Loss = Loss::ClippedSurrogate {
-    clip_low: 0.2,
-    clip_high: 0.28,
-};
+const CLIP: Loss = Loss::clipped(0.2, 0.28);
 
 /// One optimizer step in two calls, with sequences that depend on its number. Returns all that it reports.
 fn step(policy: &mut TorchPolicy, number: usize, loss: Loss) -> (Vec<LossReport>, f64) {
@@ -23,7 +23,7 @@ fn step(policy: &mut TorchPolicy, number: usize, loss: Loss) -> (Vec<LossReport>
     if loss != Loss::CrossEntropy {
         let logprobs = policy.logprobs(&sequences).unwrap();
         for (index, (sequence, logprobs)) in sequences.iter_mut().zip(logprobs).enumerate() {
-            sequence.advantage = if index % 2 == 0 { 1.0 } else { -0.5 };
+            sequence.advantages = vec![if index % 2 == 0 { 1.0 } else { -0.5 }];
             sequence.sampler_logprobs = logprobs.iter().map(|logprob| logprob - 0.1).collect();
         }
     }
@@ -41,16 +41,42 @@ fn saved_bytes(policy: &TorchPolicy, folder: &Path) -> Vec<u8> {
     std::fs::read(folder.join("model.safetensors")).unwrap()
 }
 
+fn with_adapters(targets: &[&str]) -> LoadOptions {
+    let mut options = training(&[]);
+    options.training.as_mut().unwrap().lora = Some(LoraOptions {
+        rank: 2,
+        alpha: 4.0,
+        targets: targets.iter().map(|target| (*target).to_owned()).collect(),
+    });
+    options
+}
+
 #[test]
 fn training_goes_on_bit_for_bit() {
     let mut decaying = training(&["visual."]);
     decaying.training.as_mut().unwrap().weight_decay = 0.1;
     let mut narrow = training(&[]);
     narrow.precision = Precision::Bfloat16;
+    let mut rates = training(&[]);
+    let options = rates.training.as_mut().unwrap();
+    options.learning_rates = vec![("visual.".to_owned(), 0.1)];
+    options.averaging = Some(0.9);
+    let mut rounding = narrow.clone();
+    let options = rounding.training.as_mut().unwrap();
+    options.masters = Masters::StochasticRounding;
+    options.averaging = Some(0.9);
+    let mut adapted = with_adapters(&[]);
+    adapted.training.as_mut().unwrap().averaging = Some(0.9);
+    let mut narrow_adapted = with_adapters(&["gate_proj", "qkv", "v_proj"]);
+    narrow_adapted.precision = Precision::Bfloat16;
     for (name, options) in [
         ("whole", training(&[])),
         ("frozen", decaying),
         ("narrow", narrow),
+        ("rates", rates),
+        ("rounding", rounding),
+        ("adapted", adapted),
+        ("narrow-adapted", narrow_adapted),
     ] {
         for loss in [Loss::CrossEntropy, CLIP] {
             let scratch = Scratch::new(&format!("resume-{name}-{}", loss == CLIP));
@@ -72,10 +98,18 @@ fn training_goes_on_bit_for_bit() {
                     "{name} {loss:?} {number}"
                 );
             }
-            assert_eq!(
-                saved_bytes(&straight, &scratch.0.join("straight")),
-                saved_bytes(&resumed, &scratch.0.join("resumed"))
-            );
+            let mut sets = vec![WeightSet::Current];
+            let options = options.training.as_ref().unwrap();
+            sets.extend(options.averaging.map(|_| WeightSet::Averaged));
+            for set in sets {
+                straight.use_weights(set).unwrap();
+                resumed.use_weights(set).unwrap();
+                assert!(
+                    saved_bytes(&straight, &scratch.0.join("straight"))
+                        == saved_bytes(&resumed, &scratch.0.join("resumed")),
+                    "{name} {set:?}"
+                );
+            }
             for (policy, folder) in [(&straight, "one"), (&resumed, "two")] {
                 policy.save_state(&scratch.0.join(folder)).unwrap();
             }
@@ -157,6 +191,65 @@ fn a_state_of_another_configuration_is_refused_by_name() {
         gone.contains("optimizer-00001.safetensors") && gone.contains("No such file"),
         "{gone}"
     );
+}
+
+#[test]
+fn states_of_other_options_are_refused_and_older_ones_read() {
+    let scratch = Scratch::new("other-states");
+    let state = scratch.0.join("state");
+    policy("grouped_tied", &with_adapters(&["q_proj"]))
+        .save_state(&state)
+        .unwrap();
+    let none = refusal(&state, &training(&[]));
+    assert!(
+        none.contains("adapters of rank 2 and alpha 4, and this one has no adapters"),
+        "{none}"
+    );
+    let mut other = with_adapters(&["q_proj"]);
+    other
+        .training
+        .as_mut()
+        .unwrap()
+        .lora
+        .as_mut()
+        .unwrap()
+        .alpha = 8.0;
+    assert!(refusal(&state, &other).contains("alpha 8"));
+    let more = refusal(&state, &with_adapters(&["q_proj", "k_proj"]));
+    assert!(
+        more.contains("k_proj.lora_A.weight") && more.contains("missing"),
+        "{more}"
+    );
+
+    let plain = training(&[]);
+    let mut straight = policy("grouped_tied", &plain);
+    step(&mut straight, 0, Loss::CrossEntropy);
+    straight.save_state(&state).unwrap();
+    let mut averaging = plain.clone();
+    averaging.training.as_mut().unwrap().averaging = Some(0.9);
+    let average = refusal(&state, &averaging);
+    assert!(
+        average.contains("average/") && average.contains("missing"),
+        "{average}"
+    );
+
+    // Format 1 is what is written without any of the newer options, and did not state them.
+    let path = state.join("state.json");
+    let mut summary: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(summary["format"], 2);
+    summary["format"] = 1.into();
+    summary.as_object_mut().unwrap().remove("lora");
+    std::fs::write(&path, summary.to_string()).unwrap();
+    let mut resumed = policy("grouped_tied", &plain);
+    resumed.load_state(&state).unwrap();
+    assert_eq!(
+        step(&mut straight, 1, Loss::CrossEntropy),
+        step(&mut resumed, 1, Loss::CrossEntropy)
+    );
+    summary["format"] = 3.into();
+    std::fs::write(&path, summary.to_string()).unwrap();
+    assert!(refusal(&state, &plain).contains("formats up to 2"));
 }
 
 #[test]

@@ -8,10 +8,7 @@ use super::{inference, policy, policy_in_64_bits, sequence, sequences, training}
 use crate::optimizer::Gradients;
 use crate::policy::TorchPolicy;
 
-const CLIP: Loss = Loss::ClippedSurrogate {
-    clip_low: 0.2,
-    clip_high: 0.28,
-};
+const CLIP: Loss = Loss::clipped(0.2, 0.28);
 
 fn gradient(policy: &TorchPolicy) -> Vec<f64> {
     let buffers = policy.training.as_ref().unwrap().gradients.buffers();
@@ -33,7 +30,7 @@ fn with_advantages(policy: &mut TorchPolicy, shift: f32) -> Vec<TrainSequence> {
     let mut sequences = sequences();
     let logprobs = policy.logprobs(&sequences).unwrap();
     for (index, (sequence, logprobs)) in sequences.iter_mut().zip(logprobs).enumerate() {
-        sequence.advantage = if index % 2 == 0 { 1.0 } else { -0.5 };
+        sequence.advantages = vec![if index % 2 == 0 { 1.0 } else { -0.5 }];
         sequence.sampler_logprobs = logprobs
             .into_iter()
             .map(|logprob| logprob + shift)
@@ -177,7 +174,7 @@ fn the_surrogate_counts_what_it_clips_and_stops_its_gradient() {
     assert!((report.logprob_gap_max - 0.5).abs() < 1e-3 && report.entropy_sum > 0.0);
     let positive: Vec<TrainSequence> = sequences
         .into_iter()
-        .filter(|sequence| sequence.advantage > 0.0)
+        .filter(|sequence| sequence.advantages[0] > 0.0)
         .collect();
     policy.optimizer_step(0.0).unwrap();
     policy.forward_backward(&positive, CLIP).unwrap();
@@ -198,7 +195,7 @@ fn on_policy_samples_have_no_gap() {
     let expected: f64 = sequences
         .iter()
         .map(|sequence| {
-            f64::from(-sequence.advantage * sequence.token_weight)
+            f64::from(-sequence.advantages[0] * sequence.token_weight)
                 * sequence.completion.len() as f64
         })
         .sum();

@@ -128,12 +128,9 @@ fn too_much_output_and_too_much_memory_end_a_program() {
 #[test]
 fn a_wish_to_stop_ends_a_program() {
     let io = TestIo::new();
-    let config = shell("", "text", "text");
     let command = ["/bin/sh", "-c", "echo $$ > child; sleep 1000"].map(str::to_owned);
-    let program = Program {
-        command: &command,
-        folder: io.root.clone(),
-        environment: environment(&config.env).unwrap(),
+    let runner = Runner {
+        program: Program::new(&command, &io.root, &[]).unwrap(),
         limits: Limits {
             time: Duration::from_secs(1000),
             memory_mb: 1000,
@@ -149,7 +146,7 @@ fn a_wish_to_stop_ends_a_program() {
             });
             stop.store(true, Ordering::Relaxed);
         });
-        let result = program.run(texts(&["a"]), &|| stop.load(Ordering::Relaxed), |_| Ok(()));
+        let result = runner.run(texts(&["a"]), &|| stop.load(Ordering::Relaxed), |_| Ok(()));
         assert!(matches!(result, Err(ProgramError::Interrupted)));
     });
     assert_is_gone(&std::fs::read_to_string(&child).unwrap());
@@ -192,8 +189,8 @@ fn a_variable() -> (String, String) {
     };
     std::env::vars()
         .find(|(name, value)| {
-            let is_known =
-                PASSED_ON.contains(&name.as_str()) || of_the_shell.contains(&name.as_str());
+            let is_known = program::PASSED_ON.contains(&name.as_str())
+                || of_the_shell.contains(&name.as_str());
             !is_known && is_plain(name) && is_plain(value)
         })
         .expect("tests have some variable of the kind")
