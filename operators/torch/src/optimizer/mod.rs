@@ -100,12 +100,16 @@ impl AdamW {
                 master,
             }
         };
+        let is_on_gpu = (weights.trained_buckets()).any(|bucket| bucket.flat.device().is_cuda());
+        let fused = is_on_gpu.then(Fused::find).flatten();
+        if is_on_gpu && fused.is_none() {
+            tracing::warn!(
+                "this libtorch is not the 2.11 that this program is built for: the optimizer runs by plain operations, which are slower"
+            );
+        }
         Ok(Self {
             states: weights.trained_buckets().map(state).collect(),
-            fused: (weights.trained_buckets())
-                .any(|bucket| bucket.flat.device().is_cuda())
-                .then(Fused::find)
-                .flatten(),
+            fused,
             options: options.clone(),
             steps: 0,
         })
