@@ -24,6 +24,8 @@ struct Jobs {
     #[serde(default)]
     micro_batch_tokens: Option<usize>,
     #[serde(default)]
+    deterministic: bool,
+    #[serde(default)]
     masters: Masters,
     #[serde(default)]
     lora_rank: Option<usize>,
@@ -101,6 +103,7 @@ fn run(
         lora: jobs.lora_rank.map(lora),
         masters: jobs.masters,
         recompute: jobs.recompute,
+        deterministic: jobs.deterministic,
         micro_batch_tokens: jobs.micro_batch_tokens,
         ..TrainOptions::default()
     };

@@ -1,7 +1,8 @@
 //! Micro-batches of a call, and the sum of their gradients.
 //!
 //! On the CPU several threads run micro-batches at the same time, each with a buffer of its own, which are added in the order of the
-//! micro-batches: the number of threads changes no result. Otherwise gradients go straight to those of the step.
+//! micro-batches: the number of threads changes no result. On a GPU, and where there is nothing to be spoilt, gradients go straight to those
+//! of the step.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +14,7 @@ use crate::model::Model;
 use crate::optimizer::Gradients;
 use crate::parallel;
 use crate::parameters::Parameters;
-use crate::train::{self, Learning};
+use crate::train::{self, Learning, Prepared};
 
 /// What is learnt in a call.
 #[derive(Clone, Copy, Debug)]
@@ -24,18 +25,29 @@ pub(crate) struct Lesson<'a> {
     pub(crate) recompute: bool,
 }
 
+impl<'a> Lesson<'a> {
+    fn learning(self, model: &'a Model, weights: &'a Parameters) -> Learning<'a> {
+        Learning {
+            model,
+            weights,
+            loss: self.loss,
+            recompute: self.recompute,
+        }
+    }
+}
+
 /// Adds the gradients of a call's micro-batches to those of the step.
 ///
 /// # Errors
-/// [`ModelError::NonFinite`] for a loss that is not finite. The gradients are then as before the call; on a GPU they are empty if an
-/// earlier micro-batch of the call is in them.
+/// [`ModelError::NonFinite`] for a loss that is not finite. The gradients are then as before the call; on a GPU those of the step are
+/// lost.
 pub(crate) fn learn(
     workers: Vec<(Model, Parameters)>,
     lesson: Lesson<'_>,
     gradients: &mut Gradients,
 ) -> Result<LossReport, ModelError> {
     let on_gpu = workers.iter().any(|(model, _)| model.device.is_cuda());
-    if on_gpu || lesson.batches.len() == 1 {
+    if on_gpu || lesson.batches.len() == 1 && gradients.is_empty() {
         return straight(&workers, lesson, gradients);
     }
     let turns = Turns::default();
@@ -48,8 +60,9 @@ pub(crate) fn learn(
                 turns: &turns,
                 is_done: false,
             };
-            let mut own = Gradients::zeros(&worker.1);
+            let mut own = Gradients::new(&worker.1);
             let report = one(worker, lesson, job, &mut own)?;
+            own.settle(&worker.1);
             turn.add(job, own)?;
             Ok(report)
         },
@@ -68,37 +81,43 @@ fn one(
     job: usize,
     gradients: &mut Gradients,
 ) -> Result<LossReport, ModelError> {
-    let learning = Learning {
-        model,
-        weights,
-        loss: lesson.loss,
-        recompute: lesson.recompute,
-    };
-    train::forward_backward(&learning, &lesson.batches[job], lesson.sequences, gradients)
+    let prepared = Prepared::new(model, &lesson.batches[job], lesson.sequences)?;
+    let learning = lesson.learning(model, weights);
+    train::forward_backward(&learning, &prepared, gradients, &mut || {})
 }
 
+/// One micro-batch after the other. While one is under way the next is brought to the device, which then never waits for the host.
 fn straight(
     workers: &[(Model, Parameters)],
     lesson: Lesson<'_>,
     gradients: &mut Gradients,
 ) -> Result<LossReport, ModelError> {
-    let worker = workers.first().expect("there is a worker");
-    let was_empty = gradients.is_empty();
-    if was_empty {
-        *gradients = Gradients::zeros(&worker.1);
+    let (model, weights) = workers.first().expect("there is a worker");
+    if gradients.is_empty() {
+        *gradients = Gradients::new(weights);
     }
+    let learning = lesson.learning(model, weights);
+    let mut batches = lesson.batches.iter();
+    let mut prepare = || {
+        let batch = batches.next()?;
+        Some(Prepared::new(model, batch, lesson.sequences))
+    };
+    let mut next = prepare();
     let mut total = LossReport::default();
-    for job in 0..lesson.batches.len() {
-        match one(worker, lesson, job, gradients) {
+    while let Some(prepared) = next.take() {
+        let done = prepared.and_then(|prepared| {
+            let mut meanwhile = || next = prepare();
+            train::forward_backward(&learning, &prepared, gradients, &mut meanwhile)
+        });
+        match done {
             Ok(report) => total.add(&report),
             Err(error) => {
-                if was_empty || job > 0 {
-                    *gradients = Gradients::default();
-                }
+                *gradients = Gradients::default();
                 return Err(error);
             }
         }
     }
+    gradients.settle(weights);
     Ok(total)
 }
 

@@ -12,6 +12,8 @@ use engine_core::error::ModelError;
 use engine_core::policy::{TokenizedPrompt, TrainSequence};
 use tch::Tensor;
 
+use crate::fused::Fused;
+use crate::model::between::Between;
 use crate::model::layer::Pass;
 use crate::model::packed::{Heads, Packing, Span, Spans};
 use crate::model::position::Positions;
@@ -174,6 +176,9 @@ pub(crate) struct Layout<'a> {
     pub(crate) ids: Tensor,
     pub(crate) rope: Rope,
     pub(crate) packing: Packing,
+    heads: Heads,
+    /// Kernels for the device, if there are.
+    pub(crate) fused: Option<Arc<Fused>>,
     pub(crate) images: Option<(&'a Vision, PlacedImages)>,
     /// Tokens that predict something, in order: `[r]`.
     pub(crate) needed: Tensor,
@@ -205,10 +210,19 @@ impl<'a> Layout<'a> {
         let expand: Vec<i64> = (predicting.iter())
             .map(|row| needed.partition_point(|other| other < row) as i64)
             .collect();
+        let fused = Fused::of(text, model.kind, model.device)?;
         Ok(Self {
             ids: indices(&lines.ids, model.device),
             rope: language_rope(text, &lines.places, model.kind, model.device),
-            packing: Packing::new(&lines.spans, heads, model.kind, model.device)?,
+            packing: Packing::new(
+                &lines.spans,
+                heads,
+                model.kind,
+                model.device,
+                fused.is_some(),
+            )?,
+            heads,
+            fused,
             images: model.place_images(&batch.prompts, &lines.prompts),
             needed: indices(&needed, model.device),
             expand: indices(&expand, model.device),
@@ -218,8 +232,13 @@ impl<'a> Layout<'a> {
     /// What the layers share.
     pub(crate) fn pass<'b>(&'b self, model: &'b Model) -> Pass<'b> {
         Pass {
-            config: &model.config.text,
-            rope: &self.rope,
+            between: Between {
+                heads: self.heads,
+                eps: model.config.text.norm_eps,
+                rope: &self.rope,
+                fused: self.fused.as_deref(),
+                places: self.packing.places(),
+            },
             packing: &self.packing,
         }
     }

@@ -1,11 +1,12 @@
 //! Training with kernels whose results are the same in every run, on a GPU. On the CPU all are.
 //!
 //! libtorch has the switch, the bindings have not, so it is found by its name in the library. The switch is the
-//! process's: it stands as the last model that was loaded for training asked. Operations without such a kernel warn and
-//! run. Matrix products are the same in every run on one stream, which is all that training uses. Generation with our own
+//! process's: it stands as the last model that was loaded for training asked. Operations without such a kernel
+//! are errors that name them. Matrix products are the same in every run on one stream, which is all that training uses. Generation with our own
 //! kernels does not know the switch.
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine_core::error::ModelError;
 use libloading::os::unix::{Library, Symbol};
@@ -19,6 +20,13 @@ struct Context {
     set_fill_memory: Symbol<unsafe extern "C" fn(*mut c_void, bool)>,
 }
 
+static IS_SET: AtomicBool = AtomicBool::new(false);
+
+/// Whether such kernels are asked for.
+pub(crate) fn is_set() -> bool {
+    IS_SET.load(Ordering::Relaxed)
+}
+
 /// Asks for such kernels, or for the fastest ones.
 ///
 /// # Errors
@@ -26,6 +34,7 @@ struct Context {
 pub(crate) fn set(device: Device, deterministic: bool) -> Result<(), ModelError> {
     if device.is_cuda() {
         Context::find()?.set(deterministic);
+        IS_SET.store(deterministic, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -62,7 +71,8 @@ impl Context {
             let context = (self.global_context)();
             // Memory that is written before it is read need not be filled first.
             (self.set_fill_memory)(context, false);
-            let warn_only = true;
+            // Attention takes its deterministic kernel only where there is no way out. What has none fails by name.
+            let warn_only = false;
             (self.set_algorithms)(context, deterministic, warn_only);
         }
     }

@@ -12,6 +12,8 @@ mod cuda;
 mod decoder;
 mod deterministic;
 mod device;
+mod distribution;
+mod fused;
 mod generate;
 mod groups;
 mod guard;

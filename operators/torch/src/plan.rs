@@ -10,6 +10,7 @@ use tch::Kind;
 use crate::completion::most_tokens;
 use crate::config::{TowerConfig, VisionConfig};
 use crate::decoder::PREFILL_TOKENS;
+use crate::fused;
 use crate::head;
 use crate::model::Model;
 use crate::parameters::{Parameters, wide_kind};
@@ -110,13 +111,21 @@ fn pass_bytes(site: Site<'_>, regime: Regime, longest: usize) -> u64 {
     let [queries, keys] = [text.heads, text.key_heads].map(|heads| positive(heads * text.head_dim));
     let raw = if text.qk_norm { queries + keys } else { 0 };
     let input = width * element;
-    // Queries, keys and values, the attention's output, the stream after it, gate and up; log-sum-exps.
-    let kept = (queries + 2 * keys + raw + queries + width + 2 * inner) * element
+    let has_kernels = fused::covers(text, model.kind, model.device);
+    // Queries, keys and values, the attention's output, the stream after it, gate and up; log-sum-exps. A GPU keeps the output among
+    // padding too.
+    let padded = if has_kernels { queries } else { 0 };
+    let kept = (queries + 2 * keys + raw + queries + padded + width + 2 * inner) * element
         + positive(text.heads) * wide;
-    let gated_unit = (4 * inner + 2 * width) * element;
-    let norms = (2 * inner + 3 * width) * element + 4 * width * wide;
-    let attention = (2 * width + 5 * queries + 2 * keys) * element;
-    let backward = gated_unit.max(norms).max(attention);
+    let backward = if has_kernels {
+        // The gated unit and the rotation work in place.
+        (inner.max(5 * queries + 4 * keys) + 2 * width) * element
+    } else {
+        let gated_unit = (4 * inner + 2 * width) * element;
+        let norms = (2 * inner + 3 * width) * element + 4 * width * wide;
+        let attention = (2 * width + 5 * queries + 2 * keys) * element;
+        gated_unit.max(norms).max(attention)
+    };
     let layers = text.layers as u64;
     let (all, one) = if regime.recompute {
         (layers * input, kept)
@@ -125,8 +134,8 @@ fn pass_bytes(site: Site<'_>, regime: Regime, longest: usize) -> u64 {
     };
     let at_head = 3 * width * element + 3 * width * wide;
     let tables = 2 * positive(text.head_dim) * element + 32;
-    // In 16 bits the gradient of a matrix is made before it is added to the sum.
-    let product = if element < wide {
+    // In 16 bits on the CPU the gradient of a matrix is made before it is added to the sum.
+    let product = if element < wide && !model.device.is_cuda() {
         site.weights
             .list
             .iter()
@@ -149,21 +158,19 @@ fn pass_bytes(site: Site<'_>, regime: Regime, longest: usize) -> u64 {
     layers + passing + tower_bytes(site, regime, tokens)
 }
 
-/// Bytes of the head's chunks and of its gradient.
+/// Bytes of the head's chunks.
 fn head_bytes(model: &Model, tokens: u64) -> u64 {
     let text = &model.config.text;
-    let wide = wide_kind(model.kind).elt_size_in_bytes() as u64;
-    let rows = positive(head::chunk_rows(text.vocab)).min(tokens);
-    // Logits, their logarithms of shares, exponentials, and gradients of the two: not all of them to the end.
-    let chunk = 9 * rows * positive(text.vocab) * wide / 2;
-    let head = &model.language.head;
-    let gradient = if head.requires_grad() {
-        (head.numel() * model.kind.elt_size_in_bytes()) as u64
+    let rows = positive(head::chunk_rows(text.vocab, model.device)).min(tokens);
+    let element = model.kind.elt_size_in_bytes() as u64;
+    let each = if fused::covers(text, model.kind, model.device) {
+        // The gradient takes the place of the logits.
+        element
     } else {
-        0
+        // Logarithms of shares, the shares, and a product of the two or the gradient.
+        3 * wide_kind(model.kind).elt_size_in_bytes() as u64
     };
-    let sums = if tokens > rows { 3 } else { 1 };
-    chunk + sums * gradient
+    rows * positive(text.vocab) * each
 }
 
 /// Bytes of a tower that learns, half of the tokens being images.

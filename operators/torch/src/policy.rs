@@ -358,7 +358,7 @@ impl Policy for TorchPolicy {
     fn release_generation(&mut self) {
         // On the CPU a call keeps nothing beyond its end.
         if let Some(gpu) = &self.gpu {
-            let released = guarded(|| gpu.release(&self.model));
+            let released = guarded(|| gpu.release());
             if let Err(error) = released {
                 tracing::debug!(%error, "memory of generation was kept");
             }

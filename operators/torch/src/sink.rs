@@ -33,19 +33,23 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// The gradient of a weight, as a view of its buffer; None for one that is not trained.
-    fn view(&self, weight: &Tensor) -> Option<Tensor> {
-        if !weight.requires_grad() {
-            return None;
-        }
-        let index = self.places.get(&address(weight))?;
-        Some(self.gradients.view(self.weights, *index))
+    /// The place of a weight; None for one that is not trained.
+    fn place(&self, weight: &Tensor) -> Option<usize> {
+        (weight.requires_grad())
+            .then(|| self.places.get(&address(weight)).copied())
+            .flatten()
+    }
+
+    /// The sum of gradients of a weight; None for one that is not trained.
+    fn sum(&mut self, weight: &Tensor) -> Option<Tensor> {
+        let index = self.place(weight)?;
+        Some(self.gradients.sum(self.weights, index))
     }
 
     /// Adds a gradient.
     pub(crate) fn add(&mut self, weight: &Tensor, gradient: &Tensor) {
-        if let Some(mut view) = self.view(weight) {
-            drop(view.g_add_(gradient));
+        if let Some(mut sum) = self.sum(weight) {
+            drop(sum.g_add_(gradient));
         }
     }
 
@@ -60,25 +64,22 @@ impl<'a> Sink<'a> {
         x: &Tensor,
         d_y: &Tensor,
     ) {
-        if let Some(mut view) = self.view(weight) {
-            drop(if view.kind() == x.kind() {
-                view.addmm_(&d_y.tr(), x)
-            } else {
-                view.g_add_(&d_y.tr().mm(x))
-            });
+        if let Some(index) = self.place(weight) {
+            let (sum, is_unwritten) = self.gradients.memory(self.weights, index);
+            add_product(sum, is_unwritten, &d_y.tr(), x);
         }
         for (index, gradient) in adapter
             .map(|adapter| adapter.gradients(x, d_y))
             .unwrap_or_default()
         {
-            drop(self.gradients.view(self.weights, index).g_add_(&gradient));
+            drop(self.gradients.sum(self.weights, index).g_add_(&gradient));
         }
     }
 
     /// Adds the gradient of a bias for that of what came out, `[t, n]`.
     pub(crate) fn bias(&mut self, bias: &Tensor, d_y: &Tensor) {
-        if let Some(mut view) = self.view(bias) {
-            drop(view.g_add_(&d_y.sum_dim_intlist(0, false, view.kind())));
+        if let Some(mut sum) = self.sum(bias) {
+            drop(sum.g_add_(&d_y.sum_dim_intlist(0, false, sum.kind())));
         }
     }
 
@@ -87,8 +88,8 @@ impl<'a> Sink<'a> {
     /// # Shapes
     /// - `table`: `[v, w]`; `ids`: `[t]`; `d_x`: `[t, w]`
     pub(crate) fn rows(&mut self, table: &Tensor, ids: &Tensor, d_x: &Tensor) {
-        if let Some(mut view) = self.view(table) {
-            drop(view.index_add_(0, ids, &d_x.to_kind(view.kind())));
+        if let Some(mut sum) = self.sum(table) {
+            drop(sum.index_add_(0, ids, &d_x.to_kind(sum.kind())));
         }
     }
 
@@ -103,4 +104,28 @@ impl<'a> Sink<'a> {
             .map(|index| self.weights.tensors[index].shallow_clone())
             .collect()
     }
+}
+
+/// `sum += a b`, or `sum = a b` where nothing is in it yet.
+fn add_product(mut sum: Tensor, is_unwritten: bool, a: &Tensor, b: &Tensor) {
+    let kind = sum.kind();
+    drop(if kind == a.kind() {
+        if is_unwritten {
+            a.mm_out(&sum, b)
+        } else {
+            sum.addmm_(a, b)
+        }
+    } else if sum.device().is_cuda() {
+        // Products of 16-bit numbers that are added up and stay in 32 bits.
+        if is_unwritten {
+            a.mm_dtype_out(&sum, b, kind)
+        } else {
+            sum.addmm_dtype_out(&sum, a, b, kind)
+        }
+    } else if is_unwritten {
+        sum.copy_(&a.mm(b));
+        sum
+    } else {
+        sum.g_add_(&a.mm(b))
+    });
 }

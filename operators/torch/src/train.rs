@@ -10,7 +10,7 @@ use engine_core::policy::{Loss, LossReport, TrainSequence};
 use tch::{Kind, Tensor};
 
 use crate::completion::{self, Layout, MicroBatch};
-use crate::head;
+use crate::head::Head;
 use crate::loss::TokenTargets;
 use crate::model::language::{Additions, Layer};
 use crate::model::layer::Kept;
@@ -35,6 +35,33 @@ pub(crate) struct Learning<'a> {
     pub(crate) recompute: bool,
 }
 
+/// A micro-batch on the device, before its pass.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    layout: Layout<'a>,
+    targets: TokenTargets,
+    sequences: usize,
+}
+
+impl<'a> Prepared<'a> {
+    /// Brings a micro-batch to the device.
+    ///
+    /// # Errors
+    /// When libtorch lacks a function.
+    pub(crate) fn new(
+        model: &'a Model,
+        batch: &MicroBatch,
+        sequences: &[TrainSequence],
+    ) -> Result<Self, ModelError> {
+        let in_rows = batch.rows.iter().map(|(index, _)| &sequences[*index]);
+        Ok(Self {
+            layout: Layout::new(model, batch, sequences)?,
+            targets: TokenTargets::new(in_rows, wide_kind(model.kind), model.device),
+            sequences: batch.rows.len(),
+        })
+    }
+}
+
 /// Hidden states of a pass, and what its backward pass needs.
 struct Forward<'a> {
     /// Before the last norm, `[r, w]`.
@@ -56,20 +83,22 @@ struct Keep {
     tower: bool,
 }
 
-/// Adds the gradients of a micro-batch.
+/// Adds the gradients of a micro-batch. `meanwhile` is called when the forward pass is under way, before its loss is waited for.
 ///
 /// # Errors
-/// [`ModelError::NonFinite`] when the loss is not finite; the gradients are then as they were.
+/// [`ModelError::NonFinite`] when the loss is not finite; the gradients are then spoilt.
 pub(crate) fn forward_backward(
     learning: &Learning<'_>,
-    batch: &MicroBatch,
-    sequences: &[TrainSequence],
+    prepared: &Prepared<'_>,
     gradients: &mut Gradients,
+    meanwhile: &mut dyn FnMut(),
 ) -> Result<LossReport, ModelError> {
     let _no_graph = tch::no_grad_guard();
     let Learning { model, weights, .. } = *learning;
     let mut sink = Sink::new(weights, gradients);
-    let layout = Layout::new(model, batch, sequences)?;
+    let Prepared {
+        layout, targets, ..
+    } = prepared;
     let tower = !sink.below(&[TOWER]).is_empty();
     let inputs = tower || model.language.embedding.requires_grad();
     let learns: Vec<bool> = model.language.layers.iter().map(Layer::learns).collect();
@@ -83,35 +112,23 @@ pub(crate) fn forward_backward(
         recompute: learning.recompute,
         tower,
     };
-    let forward = forward(model, &layout, Some(keep))?;
-    let norm = Norm::again(
-        &forward.last,
-        &model.language.norm,
-        model.config.text.norm_eps,
-    );
-    let in_rows = batch.rows.iter().map(|(index, _)| &sequences[*index]);
-    let targets = TokenTargets::new(in_rows, wide_kind(model.kind), model.device);
-    let hidden = norm.out.detach().index_select(0, &layout.expand);
-    let pass = tch::with_grad(|| {
-        head::loss_and_gradients(&model.language, &hidden, &targets, learning.loss)
-    });
-    let report = pass.report;
-    if !report.loss.is_finite() {
-        return Err(ModelError::NonFinite(format!(
-            "loss {} over {} completion tokens of {} sequences",
-            report.loss,
-            report.tokens,
-            batch.rows.len()
-        )));
-    }
-    if let Some(part) = &pass.head {
-        sink.add(&model.language.head, part);
-    }
-    let d_hidden = collapsed(&pass.hidden, &layout, model.kind);
-    let (d_last, d_scale) = norm.backward(&d_hidden);
-    sink.add(&model.language.norm, &d_scale);
-    drop((hidden, d_hidden, d_scale));
-    backward(model, &layout, forward, d_last, &mut sink)?;
+    let forward = forward(model, layout, Some(keep))?;
+    let fused = layout.fused.as_deref();
+    let (scale, eps) = (&model.language.norm, model.config.text.norm_eps);
+    let norm = Norm::again(&forward.last, scale, eps, fused);
+    let hidden = norm.out.index_select(0, &layout.expand);
+    let head = Head {
+        language: &model.language,
+        fused,
+    };
+    let (report, d_hidden) = head
+        .learn(hidden, targets, learning.loss, &mut sink, meanwhile)
+        .map_err(|error| of_sequences(error, prepared.sequences))?;
+    let d_hidden = collapsed(&d_hidden, layout, model.kind);
+    let (d_last, d_scale) = norm.backward(&d_hidden, None)?;
+    sink.add(scale, &d_scale);
+    drop((d_hidden, d_scale));
+    backward(model, layout, forward, d_last, &mut sink)?;
     Ok(report)
 }
 
@@ -133,7 +150,21 @@ pub(crate) fn score(
         &completion::completion_tokens(batch, sequences),
         model.device,
     );
-    head::logprobs(&model.language, &hidden, &targets)
+    let head = Head {
+        language: &model.language,
+        fused: layout.fused.as_deref(),
+    };
+    head.logprobs(&hidden, &targets)
+}
+
+/// An error of the loss with the number of sequences it is of.
+fn of_sequences(error: ModelError, count: usize) -> ModelError {
+    match error {
+        ModelError::NonFinite(what) => {
+            ModelError::NonFinite(format!("{what} of {count} sequences"))
+        }
+        other => other,
+    }
 }
 
 /// Runs embeddings, tower and layers.
@@ -237,7 +268,7 @@ fn backward(
             None => pass.forward(layer, &input, rows)?.1,
         };
         let wants_input = inputs || index > first;
-        match pass.backward(layer, (&input, kept), &d_x, rows, sink, wants_input) {
+        match pass.backward(layer, (&input, kept), &d_x, rows, sink, wants_input)? {
             Some(d_input) => d_x = d_input,
             None => return Ok(()),
         }

@@ -20,6 +20,7 @@ pub(crate) struct Aten {
     create_guard: Symbol<unsafe extern "C" fn(*mut c_void, i32, *mut Handle) -> i32>,
     delete_guard: Symbol<unsafe extern "C" fn(Handle) -> i32>,
     flash: Symbol<FlashForward>,
+    dense: Symbol<DenseForward>,
 }
 
 type FlashForward = unsafe extern "C" fn(
@@ -40,6 +41,27 @@ type FlashForward = unsafe extern "C" fn(
     *const Handle,
     *mut Handle,
     *mut Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+) -> i32;
+
+type DenseForward = unsafe extern "C" fn(
+    Handle,
+    Handle,
+    Handle,
+    *const Handle,
+    i32,
+    f64,
+    i32,
+    i32,
+    *const f64,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut Handle,
+    *mut i64,
+    *mut i64,
     *mut Handle,
     *mut Handle,
     *mut Handle,
@@ -95,6 +117,9 @@ impl Aten {
                     .map_err(missing)?,
                 flash: library
                     .get(b"aoti_torch_cuda__flash_attention_forward\0")
+                    .map_err(missing)?,
+                dense: library
+                    .get(b"aoti_torch_cuda__scaled_dot_product_cudnn_attention\0")
                     .map_err(missing)?,
             })
         }
@@ -163,20 +188,66 @@ impl Aten {
             )
         };
         worked(status, "attention over packed sequences")?;
-        let [out, logsumexp, seed, offset, _] = results.map(|result| {
-            if result.is_null() {
-                Tensor::new()
-            } else {
-                // SAFETY: a new reference, taken over here.
-                unsafe { Tensor::from_ptr(result.cast()) }
-            }
-        });
+        let [out, logsumexp, seed, offset, _] = results.map(taken_over);
         if out.defined() && logsumexp.defined() {
             Ok([out, logsumexp, seed, offset])
         } else {
             let message = "libtorch: attention gave no result";
             Err(ModelError::Backend(message.to_owned()))
         }
+    }
+
+    /// Causal attention over sequences of one length by cuDNN, with what the backward pass needs: the output as the queries, the log-sum-exp
+    /// of each query, and the two states of the kernel.
+    ///
+    /// # Shapes
+    /// - queries `[sequences, heads, length, width]`, keys and values `[sequences, key heads, length, width]`, of any strides
+    pub(crate) fn dense_attention(
+        &self,
+        [queries, keys, values]: [&Tensor; 3],
+    ) -> Result<[Tensor; 4], ModelError> {
+        let handle = |tensor: &Tensor| tensor.as_ptr().cast_mut().cast::<c_void>();
+        let mut results: [Handle; 7] = [ptr::null_mut(); 7];
+        let [out, logsumexp, query_starts, key_starts, seed, offset, mask] = &mut results;
+        let (mut longest_query, mut longest_key) = (0, 0);
+        let (is_causal, with_logsumexp, with_mask, dropout) = (1, 1, 0, 0.0);
+        // SAFETY: as for `flash_forward`; the numbers are written to live integers.
+        let status = unsafe {
+            (self.dense)(
+                handle(queries),
+                handle(keys),
+                handle(values),
+                ptr::null(),
+                with_logsumexp,
+                dropout,
+                is_causal,
+                with_mask,
+                ptr::null(),
+                out,
+                logsumexp,
+                query_starts,
+                key_starts,
+                &raw mut longest_query,
+                &raw mut longest_key,
+                seed,
+                offset,
+                mask,
+            )
+        };
+        worked(status, "attention over sequences of one length")?;
+        let [out, logsumexp, _, _, seed, offset, _] = results.map(taken_over);
+        Ok([out, logsumexp, seed, offset])
+    }
+}
+
+/// The tensor of a handle that belongs to the caller; undefined where there is none.
+#[expect(unsafe_code, reason = "takes over what libtorch hands out")]
+fn taken_over(result: Handle) -> Tensor {
+    if result.is_null() {
+        Tensor::new()
+    } else {
+        // SAFETY: a new reference, taken over here.
+        unsafe { Tensor::from_ptr(result.cast()) }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn memory() -> Result<(usize, usize), ModelError> {
 
 /// Number of multiprocessors and compute capability of a device.
 #[expect(unsafe_code, reason = "calls the CUDA driver")]
-pub(super) fn device_facts(device: i32) -> Result<(u32, [i32; 2]), ModelError> {
+pub(crate) fn device_facts(device: i32) -> Result<(u32, [i32; 2]), ModelError> {
     use sys::CUdevice_attribute as Attribute;
     let ask = |attribute| {
         let mut value = 0;
@@ -244,11 +244,17 @@ impl Drop for Pinned {
 
 /// An argument of a kernel, as the bits of its slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Argument(u64);
+pub(crate) struct Argument(u64);
 
 impl From<&Tensor> for Argument {
     fn from(tensor: &Tensor) -> Self {
         Self(address(tensor))
+    }
+}
+
+impl From<Option<&Tensor>> for Argument {
+    fn from(tensor: Option<&Tensor>) -> Self {
+        Self(tensor.map_or(0, address))
     }
 }
 
@@ -261,6 +267,12 @@ impl From<&Option<Tensor>> for Argument {
 impl From<i32> for Argument {
     fn from(value: i32) -> Self {
         Self(u64::from(value.cast_unsigned()))
+    }
+}
+
+impl From<u32> for Argument {
+    fn from(value: u32) -> Self {
+        Self(u64::from(value))
     }
 }
 
@@ -278,14 +290,14 @@ impl From<u64> for Argument {
 
 /// Loaded kernels.
 #[derive(Debug)]
-pub(super) struct Module {
+pub(crate) struct Module {
     raw: sys::CUmodule,
 }
 
 #[expect(unsafe_code, reason = "calls the CUDA driver")]
 impl Module {
     /// Loads what the compiler made.
-    pub(super) fn load(image: &[u8]) -> Result<Self, ModelError> {
+    pub(crate) fn load(image: &[u8]) -> Result<Self, ModelError> {
         let mut raw = ptr::null_mut();
         // SAFETY: the image is a whole cubin.
         let status = unsafe { sys::cuModuleLoadData(&raw mut raw, image.as_ptr().cast()) };
@@ -293,7 +305,7 @@ impl Module {
         Ok(Self { raw })
     }
 
-    pub(super) fn function(&self, name: &str) -> Result<Function, ModelError> {
+    pub(crate) fn function(&self, name: &str) -> Result<Function, ModelError> {
         let text = CString::new(name).expect("kernels have plain names");
         let mut raw = ptr::null_mut();
         // SAFETY: the module is alive, the name ends with a zero.
@@ -313,7 +325,7 @@ impl Drop for Module {
 
 /// A kernel of a [`Module`] that is alive.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Function {
+pub(crate) struct Function {
     raw: sys::CUfunction,
 }
 
@@ -323,6 +335,24 @@ impl Function {
     pub(super) fn launch(
         self,
         stream: &Stream,
+        (grid, threads): ([u32; 2], u32),
+        arguments: &[Argument],
+    ) -> Result<(), ModelError> {
+        self.launch_on(stream.raw, (grid, threads), arguments)
+    }
+
+    /// The same on the stream that libtorch's operations run on unless they are told otherwise.
+    pub(crate) fn launch_among_operations(
+        self,
+        size: ([u32; 2], u32),
+        arguments: &[Argument],
+    ) -> Result<(), ModelError> {
+        self.launch_on(ptr::null_mut(), size, arguments)
+    }
+
+    fn launch_on(
+        self,
+        stream: sys::CUstream,
         (grid, threads): ([u32; 2], u32),
         arguments: &[Argument],
     ) -> Result<(), ModelError> {
@@ -341,7 +371,7 @@ impl Function {
                 1,
                 1,
                 0,
-                stream.raw,
+                stream,
                 pointers.as_mut_ptr(),
                 ptr::null_mut(),
             )

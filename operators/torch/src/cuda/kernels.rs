@@ -1,12 +1,9 @@
 //! Our own kernels: compiled for a model's sizes when they are first used, and started with named arguments.
 
-use std::ffi::{CString, c_char};
-use std::ptr;
-
-use cudarc::nvrtc::sys::{self, nvrtcResult};
 use engine_core::error::ModelError;
 use tch::Tensor;
 
+use super::compiler::compile;
 use super::driver::{Argument, DeviceMemory, Function, Module, Stream};
 use crate::config::TextConfig;
 
@@ -125,8 +122,6 @@ impl Kernels {
         let wanted = config.hidden / 8;
         let norm_threads = ((wanted + 31) / 32 * 32).min(1024);
         let options = [
-            format!("--gpu-architecture=sm_{}{}", capability[0], capability[1]),
-            "--std=c++17".to_owned(),
             format!("-DHIDDEN={}", config.hidden),
             format!("-DINTERMEDIATE={}", config.intermediate),
             format!("-DHEADS={}", config.heads),
@@ -137,7 +132,7 @@ impl Kernels {
             format!("-DOWN_SPAN={OWN_SPAN}"),
             format!("-DNORM_THREADS={norm_threads}"),
         ];
-        let module = Module::load(&compile(SOURCE, &options)?)?;
+        let module = Module::load(&compile(SOURCE, &options, capability)?)?;
         Ok(Self {
             embed_norm: module.function("embed_norm")?,
             add_norm: module.function("add_norm")?,
@@ -363,66 +358,5 @@ impl Kernels {
             logits, list, params, counts, allowed, cuts, parts, next, results,
         ];
         self.pick_any.launch(stream, each(PICK_THREADS), &arguments)
-    }
-}
-
-/// Compiles to machine code of the device.
-#[expect(unsafe_code, reason = "calls the run-time compiler")]
-fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, ModelError> {
-    let text = CString::new(source).expect("the source has no zero");
-    let options: Vec<CString> = options
-        .iter()
-        .map(|option| CString::new(option.as_str()).expect("options have no zero"))
-        .collect();
-    let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-    let mut program = ptr::null_mut();
-    // SAFETY: texts end with a zero and outlive the calls; buffers have the sizes that the library gives.
-    unsafe {
-        let made = sys::nvrtcCreateProgram(
-            &raw mut program,
-            text.as_ptr(),
-            c"metis_flow.cu".as_ptr(),
-            0,
-            ptr::null(),
-            ptr::null(),
-        );
-        check(made, "reading the kernels")?;
-        let compiled = sys::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr());
-        if compiled != nvrtcResult::NVRTC_SUCCESS {
-            let mut size = 0;
-            check(
-                sys::nvrtcGetProgramLogSize(program, &raw mut size),
-                "reading the log",
-            )?;
-            let mut log = vec![0_u8; size];
-            check(
-                sys::nvrtcGetProgramLog(program, log.as_mut_ptr().cast()),
-                "reading the log",
-            )?;
-            let log = String::from_utf8_lossy(&log);
-            let first = log.lines().next().unwrap_or("no message").to_owned();
-            sys::nvrtcDestroyProgram(&raw mut program);
-            return Err(ModelError::Backend(format!("compiling kernels: {first}")));
-        }
-        let mut size = 0;
-        check(
-            sys::nvrtcGetCUBINSize(program, &raw mut size),
-            "reading machine code",
-        )?;
-        let mut image = vec![0_u8; size];
-        check(
-            sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()),
-            "reading machine code",
-        )?;
-        sys::nvrtcDestroyProgram(&raw mut program);
-        Ok(image)
-    }
-}
-
-fn check(status: nvrtcResult, what: &str) -> Result<(), ModelError> {
-    if status == nvrtcResult::NVRTC_SUCCESS {
-        Ok(())
-    } else {
-        Err(ModelError::Backend(format!("NVRTC: {what}: {status:?}")))
     }
 }

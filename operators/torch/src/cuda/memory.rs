@@ -98,8 +98,9 @@ pub(super) struct Memory {
     pub(super) pages: Pages,
 }
 
-/// Makes libtorch's allocator give back the blocks that it keeps for later: it does so before it refuses a request.
-pub(super) fn give_back_kept_memory(model: &Model) -> Result<(), ModelError> {
+/// Makes libtorch's allocator give back the blocks that it keeps for later: it does so before it refuses a request. Takes some tenths of
+/// a second, in which it makes up its message.
+fn give_back_kept_memory(model: &Model) -> Result<(), ModelError> {
     let (_, total) = driver::memory()?;
     let too_much = 2 * total as i64;
     let refused = Tensor::f_empty([too_much], (Kind::Uint8, model.device));
@@ -211,12 +212,18 @@ impl Memory {
 
     fn plan_cache(&mut self, model: &Model, most: usize) -> Result<(), ModelError> {
         let text = &model.config.text;
-        give_back_kept_memory(model)?;
-        let (free, _) = driver::memory()?;
-        let usable = (free.saturating_sub(RESERVE) as f64 * CACHE_SHARE) as usize;
+        let measure = || {
+            let (free, _) = driver::memory()?;
+            Ok::<usize, ModelError>((free.saturating_sub(RESERVE) as f64 * CACHE_SHARE) as usize)
+        };
         let slots = self.next.numel();
         // More than every sequence can ever use is of no use.
         let wanted = slots * (most.div_ceil(PAGE) + 2);
+        let mut usable = measure()?;
+        if usable < wanted * page_bytes(model) {
+            give_back_kept_memory(model)?;
+            usable = measure()?;
+        }
         let count = (usable / page_bytes(model)).min(wanted);
         let least = most.div_ceil(PAGE) + 2;
         if count < least {

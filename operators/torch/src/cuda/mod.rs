@@ -4,13 +4,14 @@
 //! batch with its memory; it reads the policy's weights where they are. Models and number formats that the kernels do not
 //! cover are decoded by `generate.rs` on any device.
 //!
-//! - `driver`, `aten`, `gemm`, `kernels`, `upload`: what the rest is written in
+//! - `driver`, `compiler`, `aten`, `gemm`, `kernels`, `upload`: what the rest is written in
 //! - `memory`: tensors of a batch; `pages`: who has which page
 //! - `forward`: the layers; `prompts`: prompts through them in fixed chunks; `decode`: one token of every sequence
 //! - `batch`: a running batch; `entrance`: how requests enter it; `generate`: a list of requests
 
 mod aten;
 mod batch;
+mod compiler;
 mod decode;
 mod driver;
 mod entrance;
@@ -37,6 +38,8 @@ use gemm::Gemm;
 use kernels::Kernels;
 
 pub(crate) use aten::{Aten, Packed};
+pub(crate) use compiler::compile;
+pub(crate) use driver::{Argument, Function, Module, device_facts};
 pub(crate) use generate::generate;
 
 /// What batches of one model share.
@@ -95,14 +98,13 @@ pub(crate) fn note_memory(device: Device) -> u64 {
 }
 
 impl Gpu {
-    /// Gives back what the last batch has left in libtorch's pools. They are those of a stream, so training could not use them.
-    /// The next batch allocates anew: some milliseconds.
+    /// Waits until nothing of the last batch is under way. Its cache is gone by then; what else it had is in libtorch's pools, from which
+    /// training takes it when memory gets short.
     ///
     /// # Errors
     /// When the driver refuses.
-    pub(crate) fn release(&self, model: &Model) -> Result<(), ModelError> {
-        self.stream.synchronise()?;
-        memory::give_back_kept_memory(model)
+    pub(crate) fn release(&self) -> Result<(), ModelError> {
+        self.stream.synchronise()
     }
 
     /// Compiles the kernels for a model.
@@ -113,11 +115,10 @@ impl Gpu {
         let Device::Cuda(number) = model.device else {
             return Err(ModelError::Backend("decoding here needs a GPU".to_owned()));
         };
-        crate::device::open_compiler();
         // Makes the context of libtorch current on this thread.
         drop(Tensor::zeros([1], (Kind::Float, model.device)));
         let device = i32::try_from(number).unwrap_or(0);
-        let (processors, capability) = driver::device_facts(device)?;
+        let (processors, capability) = device_facts(device)?;
         Ok(Self {
             aten: Arc::new(Aten::find()?),
             gemm: Gemm::new(model.device)?,

@@ -1,7 +1,7 @@
-//! The loss of single tokens in reinforcement learning. Shapes: `[n]` throughout, but for distributions `[n, v]`.
+//! The loss of single tokens in reinforcement learning. Shapes: `[n]` throughout.
 
 use engine_core::policy::{KlEstimator, RatioLevel, Surrogate};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{Tally, TokenTargets};
 
@@ -96,11 +96,4 @@ pub(super) fn divergence(logprobs: &Tensor, reference: &Tensor, estimator: KlEst
         KlEstimator::K2 => gap.square() / 2.0,
         KlEstimator::K3 => gap.neg().exp() - 1.0 + gap,
     }
-}
-
-/// Entropy of each token's distribution, in nats.
-pub(super) fn entropy(distribution_nv: &Tensor) -> Tensor {
-    (distribution_nv.exp() * distribution_nv)
-        .sum_dim_intlist(-1_i64, false, None::<Kind>)
-        .neg()
 }

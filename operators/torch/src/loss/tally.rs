@@ -25,11 +25,9 @@ const FIGURES: usize = 10;
 
 impl Tally {
     /// What can be said of any loss.
-    pub(super) fn of(distribution_nv: &Tensor, logprobs: &Tensor, targets: &TokenTargets) -> Self {
+    pub(super) fn of(logprobs: &Tensor, entropies: &Tensor, targets: &TokenTargets) -> Self {
         tch::no_grad(|| {
-            let entropy = (distribution_nv.exp() * distribution_nv)
-                .sum(Kind::Double)
-                .neg();
+            let entropy = entropies.sum(Kind::Double);
             let number = |value: f64| Tensor::full([], value, (Kind::Double, logprobs.device()));
             let (gap_sum, gap_max) = match &targets.sampler {
                 Some(sampler) => {

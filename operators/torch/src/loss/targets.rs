@@ -68,13 +68,6 @@ impl TokenTargets {
         &self.tokens
     }
 
-    /// Log-probability of each token: `[n]` of `[n, v]`.
-    pub(crate) fn logprobs(&self, distribution_nv: &Tensor) -> Tensor {
-        distribution_nv
-            .gather(1, &self.tokens.unsqueeze(1), false)
-            .squeeze_dim(1)
-    }
-
     /// One row for each completion token again, zero where no loss is: the inverse of [`Self::rows`].
     pub(crate) fn spread(&self, rows: Tensor) -> Tensor {
         match &self.places {

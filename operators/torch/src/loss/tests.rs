@@ -84,8 +84,11 @@ fn run(logits: &Tensor, sequences: &[TrainSequence], loss: Loss) -> (LossReport,
     let distribution = leaf.log_softmax(-1, None);
     let mut targets = TokenTargets::new(sequences.iter(), Kind::Double, DEVICE);
     let rows = targets.rows(distribution);
+    let picked = rows.gather(1, &targets.tokens.unsqueeze(1), false);
+    let logprobs = picked.squeeze_dim(1);
+    let entropies = -(rows.exp() * &rows).sum_dim_intlist(-1_i64, false, None::<Kind>);
     if is_of_sequences(loss) {
-        targets = targets.with_sequence_ratios(&targets.logprobs(&rows.detach()));
+        targets = targets.with_sequence_ratios(&logprobs.detach());
     }
     let count = rows.size()[0];
     let mut sum = Tensor::zeros([], (Kind::Double, DEVICE));
@@ -93,7 +96,8 @@ fn run(logits: &Tensor, sequences: &[TrainSequence], loss: Loss) -> (LossReport,
     for start in (0..count).step_by(4) {
         let length = 4.min(count - start);
         let part = targets.narrow(start, length);
-        let (value, tally) = weighted_loss(&rows.narrow(0, start, length), &part, loss);
+        let of_part = |x: &Tensor| x.narrow(0, start, length);
+        let (value, tally) = weighted_loss(&of_part(&logprobs), &of_part(&entropies), &part, loss);
         sum += value;
         tallies.push(tally);
     }

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::packed::{Attended, Heads, Span, Spans};
 use crate::cuda::{Aten, Packed};
+use crate::fused::Fused;
 
 /// The widest head of the kernels, and what a width is a multiple of.
 const WIDEST: i64 = 256;
@@ -89,6 +90,7 @@ impl Flash {
     pub(super) fn forward(
         &self,
         [queries, keys, values]: &[Tensor; 3],
+        fused: Option<&Fused>,
     ) -> Result<Attended, ModelError> {
         let run = |from: &Starts, to: &Starts, causal: bool| {
             self.aten.flash_forward(
@@ -109,13 +111,13 @@ impl Flash {
         if let Some((from, to)) = &self.shared {
             let [part, sums, seed, unused] = run(from, to, false)?;
             state.extend([seed, unused]);
-            let (mut out, mut old) = (from.of(&out), from.of_sums(&logsumexp));
-            let joined = old.logaddexp(&sums);
-            // [h, t] -> [t, h, 1]
-            let share = |sums: &Tensor| (sums - &joined).exp().tr().unsqueeze(-1);
-            let mixed = &out * share(&old) + part * share(&sums);
-            out.copy_(&mixed);
-            old.copy_(&joined);
+            let (rows, old) = (from.of(&out), from.of_sums(&logsumexp));
+            match fused {
+                Some(fused) => {
+                    fused.join([&rows, &part.contiguous()], [&old, &sums.contiguous()])?;
+                }
+                None => join([rows, part], [old, sums]),
+            }
         }
         Ok(Attended {
             out,
@@ -125,13 +127,13 @@ impl Flash {
     }
 
     /// # Shapes
-    /// - `gradient`: `[t, h, d]`; returns `[t, h + 2 k, d]`
+    /// - `gradient`: `[t, h, d]`; returns those of queries, keys and values
     pub(super) fn backward(
         &self,
         [queries, keys, values]: &[Tensor; 3],
         attended: &Attended,
         gradient: &Tensor,
-    ) -> Tensor {
+    ) -> [Tensor; 3] {
         let run = |from: &Starts, to: &Starts, causal: bool, state: &[Tensor]| {
             Tensor::internal_flash_attention_backward(
                 &from.of(gradient),
@@ -160,6 +162,19 @@ impl Flash {
             drop(to.of(&d_keys).g_add_(&keys));
             drop(to.of(&d_values).g_add_(&values));
         }
-        Tensor::cat(&[d_queries, d_keys, d_values], 1)
+        [d_queries, d_keys, d_values]
     }
+}
+
+/// Joins attention to two sets of keys by their log-sum-exps, in place of the first.
+///
+/// # Shapes
+/// - `out`, `part`: `[q, h, d]`; `old`, `sums`: `[h, q]`
+pub(crate) fn join([mut out, part]: [Tensor; 2], [mut old, sums]: [Tensor; 2]) {
+    let joined = old.logaddexp(&sums);
+    // [h, t] -> [t, h, 1]
+    let share = |sums: &Tensor| (sums - &joined).exp().tr().unsqueeze(-1);
+    let mixed = &out * share(&old) + part * share(&sums);
+    out.copy_(&mixed);
+    old.copy_(&joined);
 }

@@ -2,11 +2,13 @@
 //! vision-language models.
 
 pub(crate) mod attention;
+pub(crate) mod between;
 pub(crate) mod cache;
-mod flash;
+pub(crate) mod flash;
 mod kernel;
 pub(crate) mod language;
 pub(crate) mod layer;
+mod long;
 pub(crate) mod norm;
 pub(crate) mod packed;
 mod pieces;

@@ -12,7 +12,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::flash::Flash;
 use super::kernel::Kernel;
+use super::long::Long;
 use super::pieces::{Take, pieces, unfold};
+use crate::fused::{Fused, Places};
 
 /// Consecutive tokens of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +47,47 @@ pub(crate) struct Attended {
     pub(crate) out: Tensor,
     /// Log of the sum of each query's exponentials, in 32 bits at least: `[t, h, 1]` in pieces, `[h, t]` packed.
     pub(super) logsumexp: Tensor,
-    /// State of the packed kernels.
+    /// State of a GPU's kernels.
     pub(super) state: Vec<Tensor>,
+}
+
+/// Gradients of queries `[t, h, d]`, keys and values `[t, k, d]`, in the rows of the attention.
+#[derive(Debug)]
+pub(crate) enum Flows {
+    /// Side by side, `[t, h + 2 k, d]`.
+    Together(Tensor),
+    Apart([Tensor; 3]),
+}
+
+impl Flows {
+    pub(crate) fn together(self) -> Tensor {
+        match self {
+            Self::Together(whole) => whole,
+            Self::Apart(parts) => Tensor::cat(&parts, 1),
+        }
+    }
+
+    pub(crate) fn apart(self, heads: Heads) -> [Tensor; 3] {
+        match self {
+            Self::Together(whole) => heads.split(&whole),
+            Self::Apart(parts) => parts,
+        }
+    }
+}
+
+impl Heads {
+    /// Queries, keys and values of a layer.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[t, h + 2 k, d]`; returns `[t, h, d]`, `[t, k, d]`, `[t, k, d]`
+    fn split(self, qkv: &Tensor) -> [Tensor; 3] {
+        let Self { query, key, .. } = self;
+        [
+            qkv.narrow(1, 0, query),
+            qkv.narrow(1, query, key),
+            qkv.narrow(1, query + key, key),
+        ]
+    }
 }
 
 /// The attention of a pass, the same for every layer.
@@ -66,10 +107,12 @@ enum Way {
     },
     /// All at once on a GPU.
     Packed(Flash),
+    /// Long sequences on a GPU.
+    Long(Long),
 }
 
 impl Packing {
-    /// Plans the attention of a pass.
+    /// Plans the attention of a pass; `has_kernels` if there are some that put tokens among padding.
     ///
     /// # Errors
     /// When libtorch lacks a function.
@@ -78,8 +121,11 @@ impl Packing {
         heads: Heads,
         kind: Kind,
         device: Device,
+        has_kernels: bool,
     ) -> Result<Self, ModelError> {
-        let way = if Flash::supports(heads, kind, device) {
+        let way = if has_kernels && Long::supports(spans, heads, kind, device) {
+            Way::Long(Long::new(spans, device)?)
+        } else if Flash::supports(heads, kind, device) {
             Way::Packed(Flash::new(spans, device)?)
         } else {
             let whole = |span: &Span| Take::Range(*span, 1);
@@ -94,27 +140,27 @@ impl Packing {
         Ok(Self { heads, way })
     }
 
-    /// Queries, keys and values of a layer.
-    ///
-    /// # Shapes
-    /// - `qkv`: `[t, h + 2 k, d]`; returns `[t, h, d]`, `[t, k, d]`, `[t, k, d]`
-    fn split(&self, qkv: &Tensor) -> [Tensor; 3] {
-        let Heads { query, key, .. } = self.heads;
-        [
-            qkv.narrow(1, 0, query),
-            qkv.narrow(1, query, key),
-            qkv.narrow(1, query + key, key),
-        ]
+    /// Where tokens stand in the attention, if that has padding.
+    pub(crate) fn places(&self) -> Option<&Places> {
+        match &self.way {
+            Way::Long(long) => Some(long.places()),
+            Way::Packed(_) | Way::Pieces { .. } => None,
+        }
     }
 
     /// Attends.
     ///
     /// # Shapes
-    /// - `qkv`: `[t, h + 2 k, d]`
-    pub(crate) fn forward(&self, qkv: &Tensor) -> Result<Attended, ModelError> {
-        let parts = self.split(qkv);
+    /// - `qkv`: `[.., h + 2 k, d]`, in the rows of the attention; the output is in those of the pass, `[t, h, d]`
+    pub(crate) fn forward(
+        &self,
+        qkv: &Tensor,
+        fused: Option<&Fused>,
+    ) -> Result<Attended, ModelError> {
+        let parts = self.heads.split(qkv);
         match &self.way {
-            Way::Packed(flash) => flash.forward(&parts),
+            Way::Long(long) => long.forward(qkv, self.heads),
+            Way::Packed(flash) => flash.forward(&parts, fused),
             Way::Pieces {
                 own,
                 shared,
@@ -126,18 +172,19 @@ impl Packing {
     /// The gradient of queries, keys and values.
     ///
     /// # Shapes
-    /// - `gradient`: of the output, `[t, h, d]`; returns `[t, h + 2 k, d]`
-    pub(crate) fn backward(&self, qkv: &Tensor, attended: &Attended, gradient: &Tensor) -> Tensor {
-        let parts = self.split(qkv);
+    /// - `qkv`: as in [`Packing::forward`]; `gradient`: of the output, `[t, h, d]`
+    pub(crate) fn backward(&self, qkv: &Tensor, attended: &Attended, gradient: &Tensor) -> Flows {
+        let parts = self.heads.split(qkv);
         match &self.way {
-            Way::Packed(flash) => flash.backward(&parts, attended, gradient),
+            Way::Long(long) => Flows::Apart(long.backward(qkv, self.heads, attended, gradient)),
+            Way::Packed(flash) => Flows::Apart(flash.backward(&parts, attended, gradient)),
             Way::Pieces {
                 own,
                 shared,
                 kernel,
             } => {
                 let whole = qkv.empty_like();
-                let targets = self.split(&whole);
+                let targets = self.heads.split(&whole);
                 let pieces = own.iter().map(|take| (take, take, true));
                 let shared = shared.iter().map(|(queries, keys)| (queries, keys, false));
                 for (queries, keys, is_own) in pieces.chain(shared) {
@@ -145,7 +192,7 @@ impl Packing {
                         &parts, &targets, attended, gradient, queries, keys, is_own, *kernel,
                     );
                 }
-                whole
+                Flows::Together(whole)
             }
         }
     }

@@ -11,6 +11,8 @@ use crate::config::{Llama3Scaling, RopeAxes, TextConfig, VisionConfig};
 pub(crate) struct Rope {
     cos_n1d: Tensor,
     sin_n1d: Tensor,
+    /// Cosine and sine of each angle in 32 bits, `[n, d / 2, 2]`, for the kernels of a GPU.
+    table: Option<Tensor>,
 }
 
 impl Rope {
@@ -23,7 +25,9 @@ impl Rope {
             .to_device(device)
             .view([-1, 1, half]);
         let (cos, sin) = (angles.cos(), angles.sin());
+        let has_kernels = device.is_cuda() && kind == Kind::BFloat16;
         Self {
+            table: has_kernels.then(|| Tensor::stack(&[&cos, &sin], -1).squeeze_dim(1)),
             cos_n1d: Tensor::cat(&[&cos, &cos], -1).to_kind(kind),
             // Turning (a, b) by 90 degrees gives (-b, a): with the sign here, a roll does the rest.
             sin_n1d: Tensor::cat(&[&sin.neg(), &sin], -1).to_kind(kind),
@@ -63,7 +67,15 @@ impl Rope {
         Self {
             cos_n1d: self.cos_n1d.index_select(0, index_m),
             sin_n1d: self.sin_n1d.index_select(0, index_m),
+            table: (self.table.as_ref()).map(|table| table.index_select(0, index_m)),
         }
+    }
+
+    /// The table for kernels.
+    pub(crate) fn table(&self) -> &Tensor {
+        self.table
+            .as_ref()
+            .expect("there are kernels where there is a table")
     }
 }
 

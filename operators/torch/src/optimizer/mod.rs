@@ -1,13 +1,13 @@
 //! `AdamW` over flat buffers.
 //!
 //! State is in 32 bits, and 16-bit weights have 32-bit masters; or there are no masters and everything has 16 bits
-//! (`stochastic.rs`). On a GPU a step is one pass over memory (`fused.rs`). Beside the weights there may be a moving average of them. Apart from that a step takes no memory that
-//! grows with the model: it works in the gradients' own.
+//! (`stochastic.rs`). On a GPU a step is one pass over memory (`kernel.rs`). Beside the weights there may be a moving average of them.
+//! Apart from that a step takes no memory that grows with the model: it works in the gradients' own.
 //!
 //! Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
 
-mod fused;
 mod gradients;
+mod kernel;
 mod stochastic;
 
 use engine_core::error::ModelError;
@@ -16,7 +16,7 @@ use engine_core::seed;
 use tch::{Kind, Tensor};
 
 use crate::parameters::{Bucket, Parameters, views, wide_kind};
-use fused::Fused;
+use kernel::Kernel;
 use stochastic::Rounding;
 
 pub(crate) use gradients::Gradients;
@@ -32,8 +32,8 @@ pub(crate) struct AdamW {
     pub(crate) steps: i32,
     /// One for each trained buffer.
     pub(crate) states: Vec<State>,
-    /// A step in one pass, where the device profits.
-    fused: Option<Fused>,
+    /// A step in one pass, on a GPU.
+    kernel: Option<Kernel>,
 }
 
 /// What the optimizer holds for one buffer.
@@ -100,16 +100,16 @@ impl AdamW {
                 master,
             }
         };
-        let is_on_gpu = (weights.trained_buckets()).any(|bucket| bucket.flat.device().is_cuda());
-        let fused = is_on_gpu.then(Fused::find).flatten();
-        if is_on_gpu && fused.is_none() {
-            tracing::warn!(
-                "this libtorch is not the 2.11 that this program is built for: the optimizer runs by plain operations, which are slower"
-            );
-        }
+        let on_gpu = (weights.trained_buckets())
+            .map(|bucket| (bucket.flat.device(), bucket.flat.kind()))
+            .find(|(device, kind)| device.is_cuda() && *kind != Kind::Double);
+        let kernel = match on_gpu {
+            Some((device, _)) => Kernel::new(device)?,
+            None => None,
+        };
         Ok(Self {
             states: weights.trained_buckets().map(state).collect(),
-            fused,
+            kernel,
             options: options.clone(),
             steps: 0,
         })
@@ -118,14 +118,14 @@ impl AdamW {
     /// Clips `gradients` to the global norm and updates the weights.
     ///
     /// # Errors
-    /// [`ModelError::NonFinite`] when the norm is not finite; nothing is changed then.
+    /// [`ModelError::NonFinite`] when the norm is not finite; nothing is changed then. On a GPU also when it refuses.
     pub(crate) fn step(
         &mut self,
         weights: &mut Parameters,
         mut gradients: Gradients,
         learning_rate: f64,
     ) -> Result<StepReport, ModelError> {
-        let grad_norm = gradients.norm();
+        let grad_norm = gradients.norm(self.kernel.as_ref())?;
         if !grad_norm.is_finite() {
             return Err(ModelError::NonFinite(format!(
                 "gradient norm is {grad_norm}"
@@ -133,36 +133,66 @@ impl AdamW {
         }
         self.steps += 1;
         let limit = self.options.max_grad_norm;
-        let shrink = (grad_norm > limit).then(|| limit / grad_norm);
-        let (steps, stream) = (
-            self.steps,
-            seed::derive(self.options.seed, "stochastic rounding"),
-        );
-        let updates: Vec<Update> = weights
+        let shrink = if grad_norm > limit {
+            limit / grad_norm
+        } else {
+            1.0
+        };
+        let stream = seed::derive(self.options.seed, "stochastic rounding");
+        // Without any pass before it a step has no gradients.
+        let buckets = weights
             .trained_buckets()
-            .map(|bucket| self.update(bucket, learning_rate))
-            .collect();
-        let mut gradients = gradients.buffers_mut().iter_mut();
-        for (number, (state, update)) in self.states.iter_mut().zip(updates).enumerate() {
-            // Without any pass before it a step has no gradients.
-            let Some(gradient) = gradients.next() else {
-                break;
-            };
-            if let Some(shrink) = shrink {
-                *gradient *= shrink;
-            }
-            let parts = [&state.master, &state.first, &state.second];
-            match &self.fused {
-                _ if state.master.kind() == Kind::BFloat16 => {
-                    update.apply_rounding(parts, gradient, Rounding::new(stream, steps, number));
-                }
-                Some(fused) => fused.apply(&update, steps, parts, gradient),
-                None => update.apply(parts, gradient),
-            }
-            state.follow(self.options.averaging);
+            .zip(gradients.buffers_mut())
+            .enumerate();
+        for (number, (bucket, gradient)) in buckets {
+            let update = self.update(bucket, learning_rate);
+            let rounding = Rounding::new(stream, self.steps, number);
+            self.step_bucket(number, bucket, &update, (gradient, shrink), rounding)?;
+            self.states[number].follow(self.options.averaging);
         }
-        self.write_back(weights);
+        if self.kernel.is_some() {
+            weights.merge_adapters();
+        } else {
+            self.write_back(weights);
+        }
         Ok(StepReport { grad_norm })
+    }
+
+    /// Updates the state of one buffer, by gradients that are to be shrunk first; their memory is used up. A GPU's kernel writes what the
+    /// model computes with too.
+    fn step_bucket(
+        &self,
+        number: usize,
+        bucket: &Bucket,
+        update: &Update,
+        (gradient, shrink): (&mut Tensor, f64),
+        rounding: Rounding,
+    ) -> Result<(), ModelError> {
+        let State {
+            master,
+            first,
+            second,
+            ..
+        } = &self.states[number];
+        let parts = [master, first, second];
+        let is_rounded = master.kind() == Kind::BFloat16;
+        if let Some(kernel) = &self.kernel {
+            return if is_rounded {
+                kernel.apply_rounding(update, parts, gradient, shrink, rounding)
+            } else {
+                let narrowed = (bucket.flat.kind() != master.kind()).then_some(&bucket.flat);
+                kernel.apply(update, parts, gradient, shrink, narrowed)
+            };
+        }
+        if shrink < 1.0 {
+            *gradient *= shrink;
+        }
+        if is_rounded {
+            update.apply_rounding(parts, gradient, rounding);
+        } else {
+            update.apply(parts, gradient);
+        }
+        Ok(())
     }
 
     fn update(&self, bucket: &Bucket, learning_rate: f64) -> Update {

@@ -2,8 +2,8 @@
 //! distance of two 16-bit numbers still moves a weight by the right amount over many steps.
 //!
 //! The random bits are a pure function of seed, step and place, so that a run that goes on from files rounds as one that never
-//! stopped, on any device. They come from some hundred plain operations over integers: far more memory traffic than the update
-//! itself.
+//! stopped, on any device. By plain operations they take far more memory traffic than the update itself; on a GPU `kernel.rs` does both
+//! in one pass.
 //!
 //! Source: Gupta et al. 2015, "Deep Learning with Limited Numerical Precision", section 3; the generator is that of
 //! `philox.rs`, over tensors.
@@ -42,6 +42,11 @@ impl Rounding {
             stream,
             counter: [step.unsigned_abs(), low(buffer as u64)],
         }
+    }
+
+    /// Key and last half of the counters, for the kernel of a GPU.
+    pub(super) fn words_of_kernel(self) -> ([u32; 2], [u32; 2]) {
+        ([low(self.stream), high(self.stream)], self.counter)
     }
 
     /// Rounds three 32-bit vectors, which are used up, into three 16-bit ones.

@@ -82,10 +82,10 @@ fn twenty_steps_equal_those_of_pytorch() {
         let mut optimizer = AdamW::new(&options, &weights).unwrap();
         tch::no_grad(|| {
             for step in 0..20 {
-                let gradients = Gradients::zeros(&weights);
+                let mut gradients = Gradients::new(&weights);
                 for (index, parameter) in list.iter().enumerate() {
                     let gradient = steps[&format!("gradients.{}", parameter.name)].get(step);
-                    gradients.view(&weights, index).copy_(&gradient);
+                    gradients.sum(&weights, index).copy_(&gradient);
                 }
                 let rate = 1e-2 / (step + 1) as f64;
                 optimizer.step(&mut weights, gradients, rate).unwrap();

@@ -27,6 +27,10 @@ __device__ __forceinline__ void unpack(uint4 eight, float* values) {
     values[4] = first(eight.z), values[5] = second(eight.z), values[6] = first(eight.w), values[7] = second(eight.w);
 }
 
+__device__ __forceinline__ uint4 pack_eight(const float* values) {
+    return make_uint4(pack(values[0], values[1]), pack(values[2], values[3]), pack(values[4], values[5]), pack(values[6], values[7]));
+}
+
 __device__ __forceinline__ u16 narrow(float value) { return u16(pack(value, 0.0f)); }
 
 template <typename Value>
@@ -47,4 +51,16 @@ __device__ __forceinline__ float block_sum(float value) {
 #pragma unroll
     for (int warp = 0; warp < THREADS / 32; warp++) sum += parts[warp];
     return sum;
+}
+
+// Philox4x32-10 (Salmon et al. 2011): four random words in place of a counter. The same as `philox.rs`.
+__device__ __forceinline__ void philox(u32* counter, u32 low, u32 high) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const u64 a = u64(0xD2511F53u) * counter[0], b = u64(0xCD9E8D57u) * counter[2];
+        const u32 next[4] = {u32(b >> 32) ^ counter[1] ^ low, u32(b), u32(a >> 32) ^ counter[3] ^ high, u32(a)};
+#pragma unroll
+        for (int word = 0; word < 4; word++) counter[word] = next[word];
+        low += 0x9E3779B9u, high += 0xBB67AE85u;
+    }
 }

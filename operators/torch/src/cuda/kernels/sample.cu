@@ -40,17 +40,11 @@ struct Result {
     float logprob, truncated_logprob, entropy;
 };
 
-// Philox4x32-10 (Salmon et al. 2011): 48 random bits as a number in [0, 1). The same as `philox.rs`.
+// 48 random bits as a number in [0, 1), as `philox.rs` draws them.
 __device__ double uniform(const Params& params, u32 position) {
-    u32 counter[4] = {params.stream[0], params.stream[1], params.sample, position};
-    u32 key[2] = {params.seed[0], params.seed[1]};
-    for (int round = 0; round < 10; round++) {
-        const u64 a = u64(0xD2511F53u) * counter[0], b = u64(0xCD9E8D57u) * counter[2];
-        const u32 next[4] = {u32(b >> 32) ^ counter[1] ^ key[0], u32(b), u32(a >> 32) ^ counter[3] ^ key[1], u32(a)};
-        for (int word = 0; word < 4; word++) counter[word] = next[word];
-        key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
-    }
-    return double((u64(counter[0]) << 16) | (counter[1] >> 16)) / double(1ull << 48);
+    u32 words[4] = {params.stream[0], params.stream[1], params.sample, position};
+    philox(words, params.seed[0], params.seed[1]);
+    return double((u64(words[0]) << 16) | (words[1] >> 16)) / double(1ull << 48);
 }
 
 // Penalties, forbidden tokens and temperature. `counts` [VOCAB]: times in the completion, and 0x8000 when in the prompt.
