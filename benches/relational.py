@@ -4,10 +4,11 @@
     venv/bin/python benches/relational.py [--prompts 1250000] [--folder FOLDER] [--times 3]
 
 A query of the engine makes the rollouts and verdicts from prompts, so that all three read the same Parquet files: the parts in
-the engine's store. Each writes its result as Parquet with the same compression (the engine into its store, where it also digests
-the rows), with two threads, and the rows are checked to be equal. Wall-clock and processor time are those of a whole process;
-peak memory is its largest resident set. Less is what a process takes that does nothing: a run of the engine in which all is
-done, and a Python that imports DuckDB or polars.
+the engine's store. Each writes the same columns as Parquet with the same compression, with two threads, and the rows are checked to
+be equal. What a tool does by itself stays as it is: the engine digests the rows, keeps their order, and writes statistics and page
+indices; polars keeps their order and writes numbers without dictionaries; DuckDB may change the order. The sizes of what they write
+are told. Wall-clock and processor time are those of a whole process; peak memory is its largest resident set. Less is what a
+process takes that does nothing: a run of the engine in which all is done, and a Python that imports DuckDB or polars.
 Needs 3 GB of disk.
 """
 
@@ -219,6 +220,10 @@ def python(folder, tool, what, files, out):
     return call(command, folder, dict(os.environ, POLARS_MAX_THREADS=str(THREADS)))
 
 
+def mebibytes(paths):
+    return sum(os.path.getsize(path) for path in paths) / 2**20
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", default=1_250_000, type=int)
@@ -246,11 +251,11 @@ def compare(folder, args):
     files = {}
     for stage, port in [("prompts", "prompts"), ("rollouts", "rows"), ("verdicts", "rows")]:
         files[stage] = [path for paths in parts(args.binary, store, stage).values() for path in paths]
-    rows = [("stage", "", "wall clock", "processor", "peak memory", "beside the faster")]
+    rows = [("stage", "", "wall clock", "processor", "peak memory", "written", "beside the faster")]
     for stage in QUERIES:
         if args.only not in (None, stage) and stage != "score":
             continue
-        figures = {}
+        figures, written = {}, {}
         figures["metis-flow"], ours = engine(args.binary, folder, scored if stage == "distill" else store, stage, args.times)
         if stage == "score":
             # distill reads what the engine wrote.
@@ -258,6 +263,7 @@ def compare(folder, args):
             call(["mv", folder / "copy", scored], folder)
             ours = parts(args.binary, scored, stage)
             files["scores"] = ours["scores"]
+        written["metis-flow"] = mebibytes(path for port in QUERIES[stage] for path in ours[port])
         for tool in ("duckdb", "polars"):
             out = folder / f"out-{tool}"
             call(["rm", "-rf", out], folder)
@@ -273,12 +279,13 @@ def compare(folder, args):
                 )
                 if mine != theirs:
                     sys.exit(f"{stage}.{port}: {tool} gives {theirs}, the engine {mine} (rows, sum of hashes)")
+            written[tool] = mebibytes(out / f"{port}.parquet" for port in QUERIES[stage])
             call(["rm", "-rf", out], folder)
         medians = {tool: [statistics.median(column) for column in zip(*runs)] for tool, runs in figures.items()}
         fastest = min(medians["duckdb"][0], medians["polars"][0])
         for tool, (seconds, cpu, peak) in medians.items():
             beside = f"{seconds / fastest:.2f} x" if tool == "metis-flow" else ""
-            rows.append((stage, tool, f"{seconds:.2f} s", f"{cpu:.2f} s", f"{peak:.0f} MiB", beside))
+            rows.append((stage, tool, f"{seconds:.2f} s", f"{cpu:.2f} s", f"{peak:.0f} MiB", f"{written[tool]:.0f} MiB", beside))
     call(["rm", "-rf", folder / "copy", scored], folder)
     print(f"{args.prompts * SAMPLES} rollouts, {THREADS} threads, median of {args.times} runs, load {os.getloadavg()[0]:.1f}:\n")
     table(rows)

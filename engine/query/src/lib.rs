@@ -7,6 +7,7 @@ mod conform;
 mod error;
 mod expressions;
 mod json;
+mod narrow;
 mod parts;
 mod session;
 
@@ -15,6 +16,7 @@ pub use conform::{conform, storage_schema};
 pub use error::QueryError;
 pub use expressions::{ExpressionError, Expressions, Values, side_by_side};
 pub use json::rows_to_json;
+pub use narrow::narrow_rows;
 pub use session::{Order, QuerySession};
 
 pub use datafusion::dataframe::DataFrame;

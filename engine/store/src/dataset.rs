@@ -1,13 +1,14 @@
 //! Datasets as Parquet parts: written in order, bounded in rows and bytes, and read back batch by batch.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::ArrayRef;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use engine_core::{Dataset, Digest, PartRef};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -18,14 +19,13 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use schemas::TableName;
 
+use crate::encode::{self, PartEncoder};
 use crate::{Result, RowsHasher, Store, StoreError, dataset_digest, layout};
 
 /// Rows of a batch that is read: fewer when rows are large.
 const READ_ROWS: usize = 8192;
 /// Bytes of a batch that is read, about.
 const READ_BYTES: u64 = 32 << 20;
-/// Bytes that a row group holds in memory before it is closed.
-const ROW_GROUP_BYTES: usize = 32 << 20;
 /// Bytes of rows that are encoded in one go: between two pieces the writer looks whether a row group or a part is full.
 const PIECE_BYTES: usize = 8 << 20;
 
@@ -50,8 +50,8 @@ impl Default for PartLimits {
     }
 }
 
-/// Writes one dataset. Parts are stored as they fill; nobody sees them before a manifest names them. No more than one part is
-/// held in memory.
+/// Writes one dataset, on several threads. Parts are stored as they fill; nobody sees them before a manifest names them. No more
+/// than one part is held in memory.
 #[derive(Debug)]
 pub struct DatasetWriter {
     store: Store,
@@ -109,7 +109,7 @@ impl DatasetWriter {
         while start < batch.num_rows() {
             let mut open = match self.open.take() {
                 Some(open) => open,
-                None => OpenPart::begin(&self.schema, &self.limits)?,
+                None => OpenPart::begin(&self.schema, &self.limits, true)?,
             };
             let room = usize::try_from(self.limits.rows.saturating_sub(open.rows()))
                 .unwrap_or(usize::MAX)
@@ -150,14 +150,18 @@ impl DatasetWriter {
 /// A part that is being written.
 #[derive(Debug)]
 struct OpenPart {
-    writer: Exclusive<ArrowWriter<Vec<u8>>>,
-    hasher: RowsHasher,
+    encoder: Exclusive<PartEncoder>,
 }
 
 /// Something that is only reached through a unique reference, so that sharing the owner between threads is safe: the Parquet
 /// writer cannot say so itself.
-#[derive(Debug)]
 struct Exclusive<T>(Mutex<T>);
+
+impl<T> fmt::Debug for Exclusive<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Exclusive")
+    }
+}
 
 impl<T> Exclusive<T> {
     fn get(&mut self) -> &mut T {
@@ -170,63 +174,51 @@ impl<T> Exclusive<T> {
 }
 
 impl OpenPart {
-    fn begin(schema: &SchemaRef, limits: &PartLimits) -> Result<Self> {
-        let properties = Some(properties(limits));
+    fn begin(schema: &SchemaRef, limits: &PartLimits, has_threads: bool) -> Result<Self> {
+        let encoder = PartEncoder::try_new(schema, properties(limits), limits.bytes, has_threads)?;
         Ok(Self {
-            writer: Exclusive(Mutex::new(
-                ArrowWriter::try_new(Vec::new(), SchemaRef::clone(schema), properties)
-                    .map_err(encode_error)?,
-            )),
-            hasher: RowsHasher::try_new(schema)?,
+            encoder: Exclusive(Mutex::new(encoder)),
         })
     }
 
-    fn rows(&self) -> u64 {
-        self.hasher.rows()
+    fn rows(&mut self) -> u64 {
+        self.encoder.get().rows()
     }
 
     fn bytes(&mut self) -> usize {
-        let writer = self.writer.get();
-        writer.bytes_written() + writer.in_progress_size()
+        self.encoder.get().bytes()
     }
 
     fn append(&mut self, piece: &RecordBatch) -> Result<()> {
-        self.hasher.update(piece)?;
-        let writer = self.writer.get();
-        writer.write(piece).map_err(encode_error)?;
-        if writer.memory_size() > ROW_GROUP_BYTES {
-            writer.flush().map_err(encode_error)?;
-        }
-        Ok(())
+        let bytes = memory_bytes(piece);
+        self.encoder.get().append(piece, bytes)
     }
 
     fn close(self, store: &Store) -> Result<PartRef> {
-        let bytes = self
-            .writer
-            .into_inner()
-            .into_inner()
-            .map_err(encode_error)?;
+        let (bytes, hasher) = self.encoder.into_inner().close()?;
         let path = layout::part(&Digest::of(&bytes));
         let size = bytes.len() as u64;
         store.create_content(&path, bytes)?;
         Ok(PartRef {
             path,
-            rows: self.hasher.rows(),
+            rows: hasher.rows(),
             bytes: size,
-            digest: self.hasher.digest(),
+            digest: hasher.digest(),
         })
     }
 }
 
 /// How many rows of a batch are encoded in one go.
 fn piece_rows(batch: &RecordBatch) -> usize {
-    let bytes: usize = batch
-        .columns()
-        .iter()
-        .map(|column| column.to_data().get_slice_memory_size().unwrap_or(0))
-        .sum();
-    let pieces = bytes.div_ceil(PIECE_BYTES).max(1);
+    let pieces = memory_bytes(batch).div_ceil(PIECE_BYTES).max(1);
     batch.num_rows().div_ceil(pieces).max(1)
+}
+
+fn memory_bytes(batch: &RecordBatch) -> usize {
+    let columns = batch.columns().iter();
+    columns
+        .map(|column| column.to_data().get_slice_memory_size().unwrap_or(0))
+        .sum()
 }
 
 fn properties(limits: &PartLimits) -> WriterProperties {
@@ -265,7 +257,9 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
         .iter()
         .zip(schema.fields())
         .map(|(column, field)| {
-            if column.data_type() == field.data_type() {
+            if column.data_type() == field.data_type()
+                || is_text_dictionary(column.data_type(), field.data_type())
+            {
                 Ok(ArrayRef::clone(column))
             } else if plain_type(column.data_type()).equals_datatype(field.data_type()) {
                 cast(column, field.data_type())
@@ -280,11 +274,24 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef, table: TableName) -> Result<
             }
         })
         .collect::<Result<Vec<_>>>()?;
-    RecordBatch::try_new(SchemaRef::clone(schema), columns).map_err(|error| {
+    let fields = columns.iter().zip(schema.fields());
+    let fields = fields.map(|(column, field)| {
+        let data_type = column.data_type().clone();
+        FieldRef::new(field.as_ref().clone().with_data_type(data_type))
+    });
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    RecordBatch::try_new(schema, columns).map_err(|error| {
         StoreError::Rows(format!(
             "rows of table `{table}` do not fit their schema: {error}"
         ))
     })
+}
+
+/// Whether texts come in the form in which the encoder takes them best: they are the same rows.
+fn is_text_dictionary(data_type: &DataType, declared: &DataType) -> bool {
+    let keys = |key: &DataType| matches!(key, DataType::Int32);
+    matches!(data_type, DataType::Dictionary(key, value) if keys(key) && **value == DataType::LargeUtf8)
+        && *declared == DataType::LargeUtf8
 }
 
 /// The type of a dictionary's values; any other type as it is.
@@ -297,10 +304,6 @@ fn plain_type(data_type: &DataType) -> &DataType {
 
 fn mismatch(table: TableName, column: &str, message: &str) -> StoreError {
     StoreError::Rows(format!("column `{column}` of table `{table}`: {message}"))
-}
-
-fn encode_error(error: ParquetError) -> StoreError {
-    StoreError::Rows(format!("cannot encode rows as Parquet: {error}"))
 }
 
 /// All rows of datasets, one dataset after the other, part after part.
@@ -383,7 +386,8 @@ impl Store {
         schema: &SchemaRef,
         batches: &[RecordBatch],
     ) -> Result<PartRef> {
-        let mut open = OpenPart::begin(schema, &PartLimits::default())?;
+        // Parts of map stages are made side by side.
+        let mut open = OpenPart::begin(schema, &PartLimits::default(), false)?;
         for batch in batches {
             let batch = conform(batch, schema, table)?;
             let piece = piece_rows(&batch);
@@ -471,13 +475,13 @@ impl Store {
             self.schema(dataset)?,
             Some(properties(&PartLimits::default())),
         )
-        .map_err(encode_error)?;
+        .map_err(encode::failed)?;
         for batch in self.read(dataset) {
-            writer.write(&batch?).map_err(encode_error)?;
+            writer.write(&batch?).map_err(encode::failed)?;
         }
         writer
             .into_inner()
-            .map_err(encode_error)?
+            .map_err(encode::failed)?
             .sync_all()
             .map_err(failed())
     }

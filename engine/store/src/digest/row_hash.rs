@@ -17,10 +17,10 @@
 //! The hash of a row depends on that row alone: slices, offsets, validity masks of other rows and the width of text offsets
 //! leave no trace.
 
-use arrow::array::{Array, ArrayRef, AsArray as _, OffsetSizeTrait};
+use arrow::array::{Array, ArrayRef, AsArray as _, DictionaryArray, OffsetSizeTrait};
 use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Schema, ToByteSlice as _};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, ToByteSlice as _};
 use arrow::record_batch::RecordBatch;
 use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
@@ -187,6 +187,11 @@ fn fold_column(array: &ArrayRef, states: &mut [State]) -> Result<()> {
             }
             fold_values(states, nulls, |row| inner[row]);
         }
+        DataType::Dictionary(key, value)
+            if **key == DataType::Int32 && **value == DataType::LargeUtf8 && nulls.is_none() =>
+        {
+            fold_text_keys(array.as_dictionary(), states);
+        }
         DataType::Dictionary(_, value) => {
             let plain = cast(array, value).map_err(|error| {
                 StoreError::Rows(format!("cannot read the values of a dictionary: {error}"))
@@ -264,6 +269,26 @@ fn fold_bytes<O: OffsetSizeTrait>(
                 fold(state, or_null(words_between(bytes, start, end), is_valid));
             }
         }
+    }
+}
+
+/// Folds in texts that come as a dictionary. Equal neighbours are looked at once.
+fn fold_text_keys(array: &DictionaryArray<Int32Type>, states: &mut [State]) {
+    let texts = array.values().as_string::<i64>();
+    let (offsets, bytes) = (texts.value_offsets(), texts.value_data());
+    let mut last = None;
+    for (state, key) in states.iter_mut().zip(array.keys().values()) {
+        let words = match last {
+            Some((known, words)) if known == *key => words,
+            _ => {
+                let place = *key as usize;
+                let (start, end) = (offsets[place] as usize, offsets[place + 1] as usize);
+                let words = words_between(bytes, start, end);
+                or_null(words, texts.is_valid(place))
+            }
+        };
+        last = Some((*key, words));
+        fold(state, words);
     }
 }
 
