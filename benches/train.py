@@ -11,6 +11,7 @@ same batches in the same order; `loss gap` is the largest difference of the loss
 import argparse
 import gc
 import json
+import os
 import random
 import subprocess
 import time
@@ -144,7 +145,9 @@ def main():
         spec.write_text(json.dumps({"precision": precision, "threads": args.threads, "learning_rate": rate, "max_grad_norm": 1.0,
                                     "weight_decay": 0.0, "jobs": [job], **options}))
         device = ["cpu"] if args.where == "cpu" else []
-        done = subprocess.run([args.train, folder, spec, results, *device])
+        # As `metis-flow` starts its workers.
+        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+        done = subprocess.run([args.train, folder, spec, results, *device], env=environment)
         if done.returncode != 0:
             rows.append({"work": name, "failed": done.returncode})
             continue

@@ -149,3 +149,39 @@ fn added_prompts_leave_the_others_in_their_port(place: Place) {
         );
     }
 }
+
+#[test]
+fn two_runs_of_the_same_prompts_make_examples_together() {
+    let project = project(Place::Local, 100);
+    // Its samples have the numbers of the first run's, and other verdicts, which have a column more.
+    let others = r"
+  others:
+    inputs: { prompts: all }
+    sql:
+      query: >
+        select prompt_id, arrow_cast(n, 'UInt32') as sample, make_array(arrow_cast(n + 10, 'UInt32')) as token_ids,
+               concat('<think>else ', n, '</think><answer>', case when n = 3 then answer else 'x' end, '</answer>') as text,
+               'stop' as finish_reason, 'other' as model
+        from prompts cross join (values (0), (3)) as numbers(n) order by prompt_id, n
+  other-verdicts: { inputs: { rollouts: others, prompts: all }, verify: { any: { of: [{ math: {} }, { exact: {} }] } } }
+  both:
+    inputs: { prompts: difficulty.hard, rollouts: [answers, others], verdicts: [verdicts, other-verdicts] }
+    distill: { keep: { first: 9 }, require-format: true }
+";
+    project.write("curate.yaml", &format!("{}{others}", PIPELINE.trim_end()));
+    project.run("curate.yaml");
+    let counts = sql(
+        &project,
+        "select model, count(*) as n, count(distinct prompt_id) as prompts from examples where stage = 'both' group by model order by model",
+    );
+    assert_eq!(
+        counts,
+        json!([
+            { "model": "none", "n": 60, "prompts": 40 },
+            { "model": "other", "n": 40, "prompts": 40 },
+        ])
+    );
+    let three =
+        "select text from examples where stage = 'both' and prompt_id = 'sum-000001' order by text";
+    assert_eq!(sql(&project, three).as_array().unwrap().len(), 3);
+}

@@ -124,20 +124,33 @@ fn a_program_judges_and_what_flips_when_it_changes_is_listed() {
 
 /// A judge on loopback that finds right what it is shown with a word; its address, and what it was asked.
 fn judge(word: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
+    judge_but(word, Arc::default())
+}
+
+/// The same, that refuses what has one of some words.
+fn judge_but(
+    word: &'static str,
+    refused: Arc<Mutex<Vec<&'static str>>>,
+) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&asked);
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let seen = Arc::clone(&seen);
-            std::thread::spawn(move || serve(&stream, word, &seen));
+            let (seen, refused) = (Arc::clone(&seen), Arc::clone(&refused));
+            std::thread::spawn(move || serve(&stream, word, &refused, &seen));
         }
     });
     (url, asked)
 }
 
-fn serve(mut stream: &TcpStream, word: &str, seen: &Mutex<Vec<String>>) {
+fn serve(
+    mut stream: &TcpStream,
+    word: &str,
+    refused: &Mutex<Vec<&'static str>>,
+    seen: &Mutex<Vec<String>>,
+) {
     let mut reader = BufReader::new(stream);
     loop {
         let (mut first, mut length) = (String::new(), 0);
@@ -156,6 +169,7 @@ fn serve(mut stream: &TcpStream, word: &str, seen: &Mutex<Vec<String>>) {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
+        let mut status = "200 OK";
         let answer = if first.starts_with("GET") {
             json!({ "data": [{ "id": "m" }] })
         } else {
@@ -169,6 +183,14 @@ fn serve(mut stream: &TcpStream, word: &str, seen: &Mutex<Vec<String>>) {
             } else {
                 "WRONG"
             };
+            if refused
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|word| told.contains(word))
+            {
+                status = "400 Bad Request";
+            }
             seen.lock().unwrap().push(told);
             let text = format!("I looked for {word}.\nVERDICT: {verdict}");
             json!({
@@ -179,7 +201,7 @@ fn serve(mut stream: &TcpStream, word: &str, seen: &Mutex<Vec<String>>) {
         let answer = answer.to_string();
         let sent = write!(
             stream,
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
             answer.len()
         );
         if sent.is_err() {
@@ -220,6 +242,60 @@ fn a_judge_behind_a_server_is_asked_where_the_rule_says_no() {
     project.write("p.yaml", &slower);
     assert_eq!(project.run("p.yaml").ran(), [""; 0]);
     assert_eq!(asked.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn what_a_judge_could_not_be_asked_is_asked_again_and_nothing_else() {
+    let refused = Arc::new(Mutex::new(vec!["hang", "about"]));
+    let (url, asked) = judge_but("about", Arc::clone(&refused));
+    let verify = format!(
+        "{{ judge: {{ of: completion, format: any, endpoint: {{ url: '{url}', model: m, price: {{ input: 1000, output: 1000 }} }} }} }}"
+    );
+    let project = project(&verify);
+    let failed = project.call(&["run", "p.yaml"]).expect(1);
+    for words in [
+        "prompt_id=sum-000003",
+        "prompt_id=sum-000005",
+        "the judge could not be asked",
+        "400",
+        "run again",
+        "`quarantine`",
+    ] {
+        assert!(failed.stderr.contains(words), "{words}: {}", failed.stderr);
+    }
+    assert_eq!(asked.lock().unwrap().len(), 12);
+
+    // A stage that may set rows aside goes on without them, and asks nobody again.
+    let text = fs::read_to_string(project.path("p.yaml")).unwrap();
+    let text = text.replace("    verify:", "    quarantine: { rows: 2 }\n    verify:");
+    project.write("p.yaml", &text);
+    refused.lock().unwrap().retain(|word| *word == "hang");
+    asked.lock().unwrap().clear();
+    let run = project.run("p.yaml");
+    assert_eq!(run.0["stages"][2]["rows"], 11);
+    let told = std::mem::take(&mut *asked.lock().unwrap());
+    assert_eq!(told.len(), 2, "only those that failed: {told:?}");
+    assert_eq!(
+        verdicts(&project),
+        json!([{ "verdict": "correct", "n": 1 }, { "verdict": "wrong", "n": 10 }]),
+        "none is `failed`"
+    );
+    // What it cost stands in the record of the run.
+    let shown = project.call(&["show"]).expect(0).stdout;
+    assert!(
+        shown.contains("judge: asked m: 1 answers, 9 tokens in, 9 out, cost 0.0180"),
+        "{shown}"
+    );
+
+    refused.lock().unwrap().clear();
+    let replay = project.call(&["replay", "checked", "--json"]).expect(0);
+    assert_eq!(
+        replay.json()["replay"],
+        json!({ "stage": "checked", "tried": 1, "fixed": 1, "failing": 0 })
+    );
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    assert_eq!(project.run("p.yaml").0["stages"][2]["rows"], 12);
+    assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
 #[test]
@@ -290,8 +366,10 @@ fn the_command_asks_programs_and_judges_too() {
             &judge,
             "--json",
         ])
-        .expect(0)
-        .json();
+        .expect(0);
+    let account = "judge: asked m: 1 answers, 9 tokens in, 9 out";
+    assert!(told.stderr.contains(account), "{}", told.stderr);
+    let told = told.json();
     assert_eq!(
         (&told["verdict"], &told["reason"]),
         (&json!("correct"), &json!("I looked for seven."))
@@ -320,4 +398,92 @@ fn the_command_asks_programs_and_judges_too() {
         ])
         .expect(2);
     assert!(wrong.stderr.contains("judge.votes"), "{}", wrong.stderr);
+}
+
+#[test]
+fn a_loaded_judge_works_beside_a_model_that_learns() {
+    let project = Project::new();
+    write(&project.path("sums.parquet"), &sums(0..4));
+    // A judge that has never learnt to judge says nothing that counts.
+    let text = "
+version: 1
+name: judged
+seed: 1
+stages:
+  prompts: { source: { path: sums.parquet, columns: { id: id, category: kind } } }
+  base: { load-model: { path: $repo/examples/models/base } }
+  rl:
+    inputs: { prompts: prompts, model: base, judge: base }
+    rl-train:
+      algorithm: { grpo: { clip-low: 0.2, clip-high: 0.28 } }
+      steps: 1
+      prompts-per-step: 2
+      samples: 4
+      temperature: 1.0
+      max-new-tokens: 8
+      verify: { any: { of: [{ judge: { max-new-tokens: 4, reminders: 0, of: completion } }, { math: {} }] } }
+      score: { accuracy: 1.0 }
+      learning-rate: 1.0e-4
+      warmup-steps: 0
+";
+    project.write("p.yaml", text);
+    project.run("p.yaml");
+    let shown = project.call(&["show"]).expect(0).stdout;
+    assert!(
+        shown.contains("rl: judge: ") && shown.contains(" more, together at most "),
+        "{shown}"
+    );
+    project.write("p.yaml", &text.replace(", judge: base", ""));
+    let refused = project.call(&["check", "p.yaml"]).expect(2).stderr;
+    assert!(refused.contains("lacks the input `judge`"), "{refused}");
+}
+
+#[test]
+fn a_prompt_whose_solutions_nobody_could_judge_is_tried_again() {
+    let refused = Arc::new(Mutex::new(vec!["is 5 + 1?"]));
+    let (url, asked) = judge_but("is", Arc::clone(&refused));
+    let project = Project::new();
+    write(&project.path("sums.parquet"), &sums(0..8));
+    let text = "
+version: 1
+name: taught
+seed: 1
+stages:
+  prompts: { source: { path: sums.parquet, columns: { id: id, category: kind } } }
+  worked:
+    inputs: { p: prompts }
+    sql: { query: \"select prompt_id, 'it is ' || answer as text from p order by prompt_id\" }
+  taught:
+    inputs: { prompts: prompts, solutions: worked }
+    quarantine: { rows: 1 }
+    augment:
+      expert: { solutions: {} }
+      verify: { judge: { of: completion, format: any, endpoint: { url: 'URL', model: m } } }
+      require-format: true
+";
+    project.write("p.yaml", &text.replace("URL", &url));
+    let run = project.run("p.yaml");
+    assert_eq!(run.0["stages"][2]["parts"]["quarantined"], 1);
+    let count = |port: &str| {
+        let table = if port == "examples" {
+            "examples"
+        } else {
+            "prompts"
+        };
+        let query =
+            format!("select count(*) as n from {table} where stage = 'taught' and port = '{port}'");
+        let rows = project.call(&["sql", &query, "--json"]).expect(0).json();
+        rows[0]["n"].as_u64().unwrap()
+    };
+    assert_eq!((count("examples"), count("unanswered")), (7, 0));
+    let shown = project.call(&["show"]).expect(0).stdout;
+    assert!(shown.contains("judge: asked m: 7 answers"), "{shown}");
+
+    refused.lock().unwrap().clear();
+    asked.lock().unwrap().clear();
+    let replay = project.call(&["replay", "taught", "--json"]).expect(0);
+    assert_eq!(replay.json()["replay"]["fixed"], 1);
+    assert_eq!(asked.lock().unwrap().len(), 1);
+    project.run("p.yaml");
+    assert_eq!(count("examples"), 8);
 }

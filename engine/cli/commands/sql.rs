@@ -104,18 +104,20 @@ fn choose<'a>(store: &Store, runs: &'a [Run], run: Option<&str>) -> anyhow::Resu
 }
 
 fn datasets(store: &Store, runs: &[Run]) -> anyhow::Result<Vec<StoredDataset>> {
-    // Runs share cached stages, so each manifest is read once.
-    let mut manifests: HashMap<String, Option<Manifest>> = HashMap::new();
+    // Runs share cached stages, so each manifest is read once: that of the generation which counted for the run.
+    let mut manifests: HashMap<(String, u32), Option<Manifest>> = HashMap::new();
     let mut datasets = Vec::new();
     for run in runs {
         for stage in &run.stages {
             let Some(key) = stage.key.as_ref().filter(|_| !stage.outputs.is_empty()) else {
                 continue;
             };
-            if !manifests.contains_key(key) {
-                manifests.insert(key.clone(), store.find_manifest(key)?);
+            let result = (key.clone(), stage.generation);
+            if !manifests.contains_key(&result) {
+                let manifest = store.find_generation(key, stage.generation)?;
+                manifests.insert(result.clone(), manifest);
             }
-            let Some(Some(manifest)) = manifests.get(key) else {
+            let Some(Some(manifest)) = manifests.get(&result) else {
                 continue;
             };
             for (port, artifact) in &manifest.outputs {

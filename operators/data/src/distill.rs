@@ -5,6 +5,9 @@
 //! over near duplicates, then the caps of `max` are drawn. Tokens go on as they were sampled. Examples come in the order of the
 //! prompts, and within a prompt by sample.
 //!
+//! Rollouts of several stages are taken together: the first verdicts judge the first rollouts, and so on. Sample 0 of each comes
+//! before sample 1 of each.
+//!
 //! Narrow columns are read first: in memory are the ids of the prompts, some bits for each rollout, and eight bytes for each
 //! candidate. Texts and tokens are read once (twice with `max`) and only those of prompts that are being looked at are held.
 
@@ -15,6 +18,7 @@ mod contamination;
 mod groups;
 mod prompts;
 mod samples;
+mod sources;
 mod writer;
 
 use engine_core::operator::Family;
@@ -33,6 +37,7 @@ use choose::{Chooser, Dropped};
 use contamination::{Evaluation, Found};
 use groups::each_prompt;
 use prompts::Prompts;
+use sources::Sources;
 use writer::ExampleWriter;
 
 /// The port of what is left out because of an evaluation set.
@@ -145,13 +150,14 @@ impl OperatorConfig for Distill {
         }
         let inputs = vec![
             InputPort::new("prompts", columns(TableName::Prompts, &prompts)),
-            InputPort::new("rollouts", columns(TableName::Rollouts, &rollouts)),
-            InputPort::new("verdicts", columns(TableName::Verdicts, &verdicts)),
+            InputPort::new("rollouts", columns(TableName::Rollouts, &rollouts)).many(),
+            InputPort::new("verdicts", columns(TableName::Verdicts, &verdicts)).many(),
             InputPort::new(
                 "scores",
                 columns(TableName::Scores, &["prompt_id", "sample", "reward"]),
             )
-            .optional(),
+            .optional()
+            .many(),
             InputPort::new("evaluation", columns(TableName::Prompts, &evaluation))
                 .optional()
                 .many(),
@@ -189,7 +195,8 @@ impl OperatorConfig for Distill {
         };
         let prompts = Prompts::read(self, evaluation.as_ref(), io)?;
         let candidates = Candidates::read(self, &prompts, io)?;
-        let mut chooser = Chooser::new(self, context.seed, evaluation.as_ref());
+        let numbering = Sources::of(io, "rollouts")?.numbering();
+        let mut chooser = Chooser::new(self, context.seed, evaluation.as_ref(), numbering);
         let mut writer = ExampleWriter::new(io)?;
         let mut chosen = Vec::new();
         let caps = self.max.as_ref().filter(|caps| caps.is_any());
@@ -247,6 +254,22 @@ impl Distill {
             faults.push(Fault::at("missing-input", "keep", message).with_help(
                 "connect a `score` stage as `scores`, or keep the first or the shortest",
             ));
+        }
+        let count = |port: &str| inputs.get(port).map_or(0, Vec::len);
+        let rollouts = count("rollouts");
+        for port in ["verdicts", "scores"] {
+            let is_read = port == "verdicts" || self.uses_scores();
+            if is_read && is_connected(port) && is_connected("rollouts") && count(port) != rollouts
+            {
+                let message = format!(
+                    "`rollouts` has {rollouts} tables and `{port}` has {}",
+                    count(port)
+                );
+                let help = format!(
+                    "name the {port} of each table of rollouts, in the same order, such as `rollouts: [a, b]` and `{port}: [{port}_a, {port}_b]`"
+                );
+                faults.push(Fault::new("wrong-inputs", message).with_help(help));
+            }
         }
         let mut wrong = |key: &str, inner: &str, message: String, help: &str| {
             let mut fault = Fault::at("wrong-value", key, message).with_help(help);

@@ -109,7 +109,7 @@ impl fmt::Display for NoFraction {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "`{}` is no number such as 0.75 and no fraction such as 2/3, from 0 and with at most {MOST_DIGITS} digits",
+            "`{}` is neither a number such as 0.75 nor a fraction such as \"2/3\": write one of them, from 0 on and with at most {MOST_DIGITS} digits",
             self.0
         )
     }

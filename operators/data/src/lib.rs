@@ -1,5 +1,6 @@
 //! The CPU operators, one file each: reading prompts, verifying, scoring, splitting, choosing and mixing examples.
 
+mod buckets;
 mod distill;
 mod draw;
 mod evaluate;

@@ -4,6 +4,7 @@
 //! are taken together in bands so that a pair at the threshold shares a band with a probability of at least 99 %. A pair that shares
 //! one is compared by all its numbers, of which one byte each is kept: the estimate has a standard error of about 0.04.
 
+use crate::buckets::{Bucket, Buckets};
 use crate::hash::mix;
 
 /// Numbers of a text.
@@ -15,7 +16,8 @@ const RECALL: f64 = 0.99;
 /// Texts with one band that are looked at: what thousands of texts share says little, and the cost must not grow with their
 /// number. Such pairs are still found by other bands.
 const MOST_LOOKS: usize = 16;
-const LEAST_PLACES: usize = 1024;
+/// Bits of the table of texts that were compared already.
+const SEEN: usize = 512;
 
 /// What is known of a text.
 #[derive(Debug)]
@@ -27,26 +29,30 @@ pub(crate) struct Sketch {
 /// Sketches by their bands.
 #[derive(Debug)]
 pub(crate) struct Similar {
-    threshold: f64,
+    /// Numbers that must be equal of two texts that are alike.
+    least_equal: u32,
     bands: usize,
     rows: usize,
     sketches: Vec<[u8; HASHES]>,
-    /// Open addressing: half of a band's hash above the number of the sketch plus 1, and 0 where nothing is.
-    table: Vec<u64>,
-    filled: usize,
+    buckets: Buckets,
 }
 
 impl Similar {
     /// An index without texts. `threshold` is the similarity from which on texts count as alike.
     pub(crate) fn new(threshold: f64) -> Self {
         let (bands, rows) = banding(threshold);
+        // Bytes agree by chance once in 256 times.
+        let chance = 1.0 / 256.0;
+        let is_enough = |equal: &usize| {
+            let share = *equal as f64 / HASHES as f64;
+            (share - chance) / (1.0 - chance) >= threshold
+        };
         Self {
-            threshold,
+            least_equal: (0..=HASHES).find(is_enough).unwrap_or(HASHES + 1) as u32,
             bands,
             rows,
             sketches: Vec::new(),
-            table: vec![0; LEAST_PLACES],
-            filled: 0,
+            buckets: Buckets::new(MOST_LOOKS),
         }
     }
 
@@ -75,11 +81,22 @@ impl Similar {
 
     /// Whether a text of the index is alike.
     pub(crate) fn has(&self, sketch: &Sketch) -> bool {
-        sketch.bands.iter().any(|band| {
-            self.same_band(*band)
-                .take(MOST_LOOKS)
-                .any(|number| self.is_alike(number, sketch))
-        })
+        // All buckets first and then all sketches: what is far away in memory comes while other work is done.
+        let mut found = [Bucket::default(); MOST_BANDS];
+        for (bucket, band) in found.iter_mut().zip(&sketch.bands) {
+            *bucket = self.buckets.find(half(*band));
+        }
+        // Texts that share one band share others, and are compared once, as far as the little table can tell.
+        let mut seen = [u32::MAX; SEEN];
+        let mut is_alike = |number: u32| {
+            let last = &mut seen[number as usize % SEEN];
+            if std::mem::replace(last, number) == number {
+                return false;
+            }
+            equal(&self.sketches[number as usize], &sketch.bytes) >= self.least_equal
+        };
+        let found = &found[..sketch.bands.len()];
+        (found.iter()).any(|bucket| self.buckets.members(bucket).iter().any(|n| is_alike(*n)))
     }
 
     /// Adds a text.
@@ -87,55 +104,26 @@ impl Similar {
         let number = self.sketches.len() as u32;
         self.sketches.push(sketch.bytes);
         for band in &sketch.bands {
-            if self.same_band(*band).take(MOST_LOOKS).count() == MOST_LOOKS {
-                continue;
-            }
-            place(&mut self.table, (band >> 32 << 32) | u64::from(number + 1));
-            self.filled += 1;
-            if self.filled * 3 > self.table.len() * 2 {
-                let mut table = vec![0; self.table.len() * 2];
-                for entry in self.table.iter().filter(|entry| **entry != 0) {
-                    place(&mut table, *entry);
-                }
-                self.table = table;
-            }
+            self.buckets.add(half(*band), number);
         }
     }
-
-    /// Sketches with this band.
-    fn same_band(&self, band: u64) -> impl Iterator<Item = u32> {
-        places(&self.table, band)
-            .map(|place| self.table[place])
-            .take_while(|entry| *entry != 0)
-            .filter(move |entry| entry >> 32 == band >> 32)
-            .map(|entry| entry as u32 - 1)
-    }
-
-    fn is_alike(&self, number: u32, sketch: &Sketch) -> bool {
-        let other = &self.sketches[number as usize];
-        let equal = other
-            .iter()
-            .zip(&sketch.bytes)
-            .filter(|(left, right)| left == right);
-        // Bytes agree by chance once in 256 times.
-        let chance = 1.0 / 256.0;
-        let share = equal.count() as f64 / HASHES as f64;
-        (share - chance) / (1.0 - chance) >= self.threshold
-    }
 }
 
-/// The places where a band may be. Each band has steps of its own, so that one which many texts share is in nobody's way.
-fn places(table: &[u64], band: u64) -> impl Iterator<Item = usize> + use<> {
-    let mask = table.len() - 1;
-    let half = band >> 32;
-    let step = mix(half) as usize | 1;
-    (0..=mask).map(move |count| (half as usize).wrapping_add(count.wrapping_mul(step)) & mask)
+/// What names a band: half of its hash.
+fn half(band: u64) -> u32 {
+    (band >> 32) as u32
 }
 
-fn place(table: &mut [u64], entry: u64) {
-    let mut places = places(table, entry);
-    let free = places.find(|place| table[*place] == 0);
-    table[free.expect("a third of the table is free")] = entry;
+/// How many bytes are equal.
+fn equal(left: &[u8; HASHES], right: &[u8; HASHES]) -> u32 {
+    // Sums side by side, which one instruction can add.
+    let mut sums = [0_u8; 32];
+    for (left, right) in left.chunks_exact(32).zip(right.chunks_exact(32)) {
+        for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+            *sum += u8::from(left == right);
+        }
+    }
+    sums.iter().map(|sum| u32::from(*sum)).sum()
 }
 
 /// How many bands of how many numbers: as many numbers as possible, so that few unlike texts share a band.
@@ -263,9 +251,26 @@ mod tests {
         for _ in 0..1000 {
             index.add(&sketch);
         }
-        assert!(index.filled <= MOST_LOOKS * index.bands);
+        for band in &sketch.bands {
+            let bucket = index.buckets.find(half(*band));
+            assert_eq!(index.buckets.members(&bucket).len(), MOST_LOOKS);
+        }
         assert!(index.has(&sketch));
         assert!(!index.has(&index.sketch(&[4, 5, 6])));
+    }
+
+    #[test]
+    fn as_many_bytes_as_the_threshold_says_must_be_equal() {
+        let mut other = [7_u8; HASHES];
+        for changed in 0..=HASHES {
+            assert_eq!(equal(&[7; HASHES], &other), (HASHES - changed) as u32);
+            if changed < HASHES {
+                other[changed] = 8;
+            }
+        }
+        // An estimate of 102 in 128 and a little less by chance is under 0.8.
+        assert_eq!(Similar::new(0.8).least_equal, 103);
+        assert_eq!(Similar::new(1.0).least_equal, 128);
     }
 
     #[test]

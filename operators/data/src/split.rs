@@ -114,7 +114,11 @@ impl Split {
                 fault.path.push(name.clone());
                 fault
             };
-            if !is_port_name(name) || name == "quarantine" {
+            if name == "quarantine" {
+                let fault = at(format!("`{name}` is the name of another output"));
+                faults
+                    .push(fault.with_help("every stage can have one of that name; choose another"));
+            } else if !is_port_name(name) {
                 faults.push(
                     at(format!("`{name}` cannot be the name of an output")).with_help(
                         "begin with a small letter and go on with small letters, digits, `-` and `_`",
@@ -135,7 +139,7 @@ impl Split {
                 None => "the shares do not add up to 1".to_owned(),
             };
             faults.push(Fault::at("wrong-value", "shares", message).with_help(
-                "every row goes to one port: give what is left a port of its own, and write a third as \"1/3\"",
+                "shares are parts of 1, such as 0.9 and 0.1, and every row goes to one port: give what is left a port of its own, and write a third as \"1/3\"",
             ));
         }
         faults
@@ -145,7 +149,7 @@ impl Split {
         let column = self.by.as_ref()?;
         let message = match schema.field_with_name(column) {
             Ok(field) if field.data_type() == &DataType::LargeUtf8 => return None,
-            Ok(field) => format!("`{column}` is no text but {}", field.data_type()),
+            Ok(_) => format!("`{column}` is no column of texts"),
             Err(_) => format!("the rows have no column `{column}`"),
         };
         let texts: Vec<&str> = schema
@@ -364,7 +368,7 @@ mod tests {
             ),
             (
                 json!({ "shares": { "a": 1 }, "by": "messages" }),
-                "`messages` is no text",
+                "`messages` is no column of texts",
             ),
         ] {
             let inputs =

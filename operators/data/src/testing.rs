@@ -11,12 +11,12 @@ use arrow::array::{
     RecordBatch, UInt32Array, UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Float64Type};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, Float64Type, Schema};
 use engine_core::operator::BatchReader;
 use engine_core::{
-    Artifact, Digest, OperatorConfig, OperatorError, PortType, PortTypes, StageContext, StageEvent,
-    StageIo, map_whole,
+    Artifact, Dataset, Digest, OperatorConfig, OperatorError, PartRef, PortType, PortTypes,
+    RowsDigest, StageContext, StageEvent, StageIo, map_whole,
 };
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -28,9 +28,28 @@ pub(crate) struct TestIo {
     folder: tempfile::TempDir,
     pub(crate) root: PathBuf,
     inputs: BTreeMap<String, Vec<PathBuf>>,
+    artifacts: BTreeMap<String, Vec<Artifact>>,
     outputs: BTreeMap<String, Vec<RecordBatch>>,
     media: Mutex<BTreeMap<String, Vec<u8>>>,
     events: Mutex<Vec<StageEvent>>,
+}
+
+/// The rows as the store keeps them.
+fn without_dictionaries(batch: &RecordBatch) -> Result<RecordBatch, OperatorError> {
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let data_type = match field.data_type() {
+            DataType::Dictionary(_, value) => value.as_ref(),
+            other => other,
+        };
+        fields.push(Field::clone(field).with_data_type(data_type.clone()));
+        columns.push(cast(column, data_type)?);
+    }
+    Ok(RecordBatch::try_new(
+        Arc::new(Schema::new(fields)),
+        columns,
+    )?)
 }
 
 impl TestIo {
@@ -41,10 +60,32 @@ impl TestIo {
             folder,
             root,
             inputs: BTreeMap::new(),
+            artifacts: BTreeMap::new(),
             outputs: BTreeMap::new(),
             media: Mutex::default(),
             events: Mutex::default(),
         }
+    }
+
+    /// Sets an input port that takes several tables, each by its parts.
+    pub(crate) fn input_tables(&mut self, port: &str, tables: &[Vec<RecordBatch>]) {
+        self.input(port, &tables.concat());
+        let part = |batch: &RecordBatch| PartRef {
+            path: String::new(),
+            rows: batch.num_rows() as u64,
+            bytes: 0,
+            digest: RowsDigest(String::new()),
+        };
+        let artifact = |parts: &Vec<RecordBatch>| {
+            Artifact::Dataset(Dataset {
+                digest: Digest::of(b"rows"),
+                table: TableName::Rows,
+                rows: parts.iter().map(|batch| batch.num_rows() as u64).sum(),
+                parts: parts.iter().map(part).collect(),
+            })
+        };
+        let artifacts = tables.iter().map(artifact).collect();
+        self.artifacts.insert(port.to_owned(), artifacts);
     }
 
     /// Sets an input port, one part per batch. The names of the parts sort against their order, as digests may.
@@ -128,8 +169,8 @@ impl TestIo {
 }
 
 impl engine_core::StageView for TestIo {
-    fn inputs(&self, _port: &str) -> &[Artifact] {
-        &[]
+    fn inputs(&self, port: &str) -> &[Artifact] {
+        self.artifacts.get(port).map_or(&[], Vec::as_slice)
     }
 
     fn input_ports(&self) -> Vec<String> {
@@ -187,6 +228,7 @@ impl engine_core::StageView for TestIo {
 
 impl StageIo for TestIo {
     fn write(&mut self, port: &str, batch: RecordBatch) -> Result<(), OperatorError> {
+        let batch = without_dictionaries(&batch)?;
         self.outputs.entry(port.to_owned()).or_default().push(batch);
         Ok(())
     }

@@ -2,10 +2,11 @@
 //!
 //! A gold answer that is missing or cannot be parsed gives `failed`, which is masked and counted, never rewarded. Verdicts are kept
 //! apart from the rollouts: one that was given is not asked for again as long as the rollout, its prompt and the verifier are the
-//! same.
+//! same. A rollout that a judge's server failed is no `failed` verdict but a failed row, which is asked for again.
 
 mod prompts;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -201,26 +202,36 @@ impl MapTask for Judge<'_> {
             })
             .collect();
         let judged = self.verifier.judge(&questions, self.view)?;
-        let has_verdict: BooleanArray = prompts.iter().map(|p| Some(p.is_some())).collect();
-        let failed = has_verdict
-            .values()
-            .iter()
-            .enumerate()
-            .filter(|(_, has_verdict)| !has_verdict)
-            .map(|(row, _)| FailedRow {
-                row,
-                error: format!(
+        let mut failed = Vec::new();
+        let mut verdicts = Vec::with_capacity(judged.len());
+        let mut judged = judged.into_iter();
+        for (row, prompt) in prompts.iter().enumerate() {
+            let error = match prompt.and_then(|_| judged.next()) {
+                None => format!(
                     "a rollout has the prompt id `{}`, which is not in `prompts`; connect the prompts that the rollouts were made from",
                     ids.value(row)
                 ),
-            })
+                Some(judged) if judged.is_open => format!(
+                    "{}; run again to ask for such rollouts alone, or set them aside with `quarantine` and ask later with `metis-flow replay`",
+                    judged.reason
+                ),
+                Some(judged) => {
+                    verdicts.push(judged);
+                    continue;
+                }
+            };
+            failed.push(FailedRow { row, error });
+        }
+        let failed_rows: HashSet<usize> = failed.iter().map(|failed| failed.row).collect();
+        let has_verdict: BooleanArray = (0..prompts.len())
+            .map(|row| Some(!failed_rows.contains(&row)))
             .collect();
         let rollouts = if has_verdict.true_count() == has_verdict.len() {
             part.rows.clone()
         } else {
             filter_record_batch(part.rows, &has_verdict)?
         };
-        let output = self.table(&rollouts, &judged)?;
+        let output = self.table(&rollouts, &verdicts)?;
         Ok(MapOutput {
             slices: vec![[("verdicts".to_owned(), output)].into()],
             failed,
@@ -277,6 +288,7 @@ impl Judge<'_> {
 impl Drop for Judge<'_> {
     /// All parts are judged: says what no single part can know.
     fn drop(&mut self) {
+        self.verifier.tell_account(self.view);
         let (judged, masked) = (
             self.judged.load(Ordering::Relaxed),
             self.masked.load(Ordering::Relaxed),

@@ -1,6 +1,7 @@
 //! Asks many questions at a time: one loop that hands them out, collects answers, and watches the servers.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -219,6 +220,24 @@ impl Client {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .tally
+    }
+
+    /// What all calls together took, for the record of a run; none while nothing was answered.
+    #[must_use]
+    pub fn account(&self) -> Option<String> {
+        let tally = self.tally();
+        if tally.answers + tally.known == 0 {
+            return None;
+        }
+        let known = match tally.known {
+            0 => String::new(),
+            known => format!(", {known} more known from equal questions"),
+        };
+        let name = self.config.name();
+        Some(format!(
+            "asked {name}: {} answers{known}, {tally}",
+            tally.answers
+        ))
     }
 
     fn patience(&self) -> Duration {
@@ -512,6 +531,26 @@ impl Call<'_> {
         }
         self.state.tally.again += 1;
         job.due = Instant::now() + pause + job.pauses.next().unwrap_or_default();
+    }
+}
+
+/// Tokens and costs, in one line.
+impl fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} tokens in, {} out",
+            self.prompt_tokens, self.completion_tokens
+        )?;
+        if let Some(cost) = self.cost {
+            // A few questions cost little.
+            let decimals = if cost < 1.0 { 4 } else { 2 };
+            write!(formatter, ", cost {cost:.decimals$}")?;
+        }
+        if self.again > 0 {
+            write!(formatter, ", {} sent again", self.again)?;
+        }
+        Ok(())
     }
 }
 

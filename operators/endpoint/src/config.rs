@@ -72,6 +72,15 @@ fn give_up_seconds() -> u32 {
 }
 
 impl Endpoint {
+    /// The model that answers, with its revision.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.revision {
+            Some(revision) => format!("{}@{revision}", self.model),
+            None => self.model.clone(),
+        }
+    }
+
     /// Keys that change how answers are fetched and not what they are.
     pub const HOW: [&'static str; 9] = [
         "api-key-env",
@@ -133,7 +142,10 @@ impl Endpoint {
             }
         }
         if self.model.is_empty() {
-            faults.push(("model", "`model` is empty".to_owned()));
+            faults.push((
+                "model",
+                "`model` is empty: write the name by which the server knows it".to_owned(),
+            ));
         }
         if let Some(name) = &self.api_key_env
             && (name.is_empty()
@@ -162,7 +174,7 @@ impl Endpoint {
         if let Some(price) = self.price {
             let is_price = |value: f64| value.is_finite() && value >= 0.0;
             if !is_price(price.input) || !is_price(price.output) {
-                faults.push(("price", "prices are numbers from 0".to_owned()));
+                faults.push(("price", "`input` and `output` of `price` are what a million tokens cost and must be at least 0".to_owned()));
             }
         }
         faults

@@ -65,32 +65,46 @@ impl Alarm {
 
 /// Collects what is wrong with alarms. `metrics` are the names that the stage has.
 pub(crate) fn check(alarms: &[Alarm], metrics: &[String], faults: &mut ValueFaults) {
-    for alarm in alarms {
+    for (place, alarm) in alarms.iter().enumerate() {
         let name = &alarm.metric;
+        let mut fault = |key: &str, message: String| {
+            faults.within("alarms", |faults| {
+                faults.nested(&place.to_string(), key, message);
+            });
+        };
         if !metrics.contains(name) {
             let message = format!(
                 "no metric `{name}` for an alarm; this stage has {}",
                 metrics.join(", ")
             );
-            faults.fault("alarms", message);
+            fault("metric", message);
         }
-        let bounds = [alarm.above, alarm.below];
-        let given: Vec<f64> = bounds.into_iter().flatten().collect();
-        if given.len() != 1 {
-            let message = format!(
-                "the alarm on `{name}` needs either `above` or `below`; write two alarms for two bounds"
-            );
-            faults.fault("alarms", message);
-        } else if !given[0].is_finite() {
-            let message = format!(
-                "the bound {} of the alarm on `{name}` is no number",
-                given[0]
-            );
-            faults.fault("alarms", message);
+        let bounds = [("above", alarm.above), ("below", alarm.below)];
+        let given: Vec<(&str, f64)> = (bounds.into_iter())
+            .filter_map(|(key, bound)| Some((key, bound?)))
+            .collect();
+        match given[..] {
+            [(_, bound)] if bound.is_finite() => {}
+            [(key, bound)] => {
+                let message = format!("the bound {bound} of the alarm on `{name}` is no number");
+                fault(key, message);
+            }
+            [] => fault(
+                "metric",
+                format!("the alarm on `{name}` has no bound: give it `above` or `below`"),
+            ),
+            _ => fault(
+                "below",
+                format!(
+                    "the alarm on `{name}` has both `above` and `below`: write two alarms for two bounds"
+                ),
+            ),
         }
         if alarm.steps == 0 {
-            let message = format!("`for` of the alarm on `{name}` is 0 and must be at least 1");
-            faults.fault("alarms", message);
+            fault(
+                "for",
+                format!("`for` of the alarm on `{name}` is 0 and must be at least 1"),
+            );
         }
     }
 }
@@ -299,8 +313,13 @@ mod tests {
         let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
         assert_eq!(messages.len(), 5, "{messages:?}");
         assert!(messages[0].contains("entropie") && messages[0].contains("entropy, loss"));
-        assert!(messages[1].contains("either `above` or `below`"));
-        assert!(messages[2].contains("either `above` or `below`"));
+        assert!(messages[1].contains("no bound"));
+        assert!(messages[2].contains("both `above` and `below`"));
+        let paths: Vec<String> = faults.iter().map(|fault| fault.path.join("/")).collect();
+        assert_eq!(
+            (paths[0].as_str(), paths[2].as_str()),
+            ("alarms/0/metric", "alarms/2/below")
+        );
         assert!(messages[3].contains("no number") && messages[4].contains("at least 1"));
     }
 }

@@ -100,10 +100,6 @@ impl<'a> EndpointSampler<'a> {
             min_tokens: keys.min_new_tokens,
             stop: keys.stop.clone(),
         };
-        let name = match &endpoint.revision {
-            Some(revision) => format!("{}@{revision}", endpoint.model),
-            None => endpoint.model.clone(),
-        };
         let client = Client::new(endpoint).map_err(stage_error)?;
         // Beside the folders of stages, which go when their process does. What is committed by parts is kept anyway; this is
         // for the part that a killed process was at.
@@ -114,7 +110,7 @@ impl<'a> EndpointSampler<'a> {
             client,
             sampling,
             seed: plan.seed,
-            name,
+            name: endpoint.name(),
             view,
         })
     }
@@ -161,7 +157,7 @@ impl<'a> EndpointSampler<'a> {
                 done,
                 rows.len() as u64,
                 tokens,
-                note(tally),
+                tally.to_string(),
             ));
             if self.view.is_cancelled() {
                 ControlFlow::Break(())
@@ -265,35 +261,10 @@ impl<'a> EndpointSampler<'a> {
 impl Drop for EndpointSampler<'_> {
     /// All parts were asked: says what it took.
     fn drop(&mut self) {
-        let tally = self.client.tally();
-        if tally.answers + tally.known > 0 {
-            let known = match tally.known {
-                0 => String::new(),
-                known => format!(", {known} more known from equal questions"),
-            };
-            self.view.event(StageEvent::Note(format!(
-                "asked {}: {} answers{known}, {}",
-                self.name,
-                tally.answers,
-                note(&tally)
-            )));
+        if let Some(account) = self.client.account() {
+            self.view.event(StageEvent::Note(account));
         }
     }
-}
-
-/// Tokens and costs so far.
-fn note(tally: &Tally) -> String {
-    let mut note = format!(
-        "{} tokens in, {} out",
-        tally.prompt_tokens, tally.completion_tokens
-    );
-    if let Some(cost) = tally.cost {
-        note.push_str(&format!(", cost {cost:.2}"));
-    }
-    if tally.again > 0 {
-        note.push_str(&format!(", {} sent again", tally.again));
-    }
-    note
 }
 
 fn stage_error(error: EndpointError) -> OperatorError {

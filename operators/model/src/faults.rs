@@ -63,6 +63,16 @@ impl ValueFaults {
         self.0.push(Fault::at(INVALID_VALUE, key, message));
     }
 
+    /// Faults of keys inside another one.
+    pub(crate) fn within(&mut self, outer: &str, check: impl FnOnce(&mut Self)) {
+        let mut inner = Self::default();
+        check(&mut inner);
+        for mut fault in inner.0 {
+            fault.path.insert(0, outer.to_owned());
+            self.0.push(fault);
+        }
+    }
+
     /// A fault of a key inside another one.
     pub(crate) fn nested(&mut self, outer: &str, key: &str, message: String) {
         let mut fault = Fault::at(INVALID_VALUE, outer, message);

@@ -2,20 +2,26 @@
 
 use std::sync::Arc;
 
-use engine_core::policy::{LoadOptions, TokenizedPrompt};
-use engine_core::{ModelError, OperatorError, Policy, StageContext, StageView};
+use engine_core::policy::{LoadOptions, MemoryDemand, TokenizedPrompt};
+use engine_core::{ModelError, OperatorError, Policy, StageContext, StageEvent, StageView};
 use operators_verifier::{Conversation, JudgeModel, JudgeOptions};
 
+use crate::memory_note::size;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::{ContentPart, Message, PromptRow};
 use crate::sampling::{Asked, SamplingPlan, load_encoder, progress, sample_prompts};
 use crate::sampling_keys::SamplingKeys;
+
+/// The input port of a model that judges.
+pub(crate) const PORT: &str = "judge";
 
 /// A model that judges.
 pub struct LocalJudge {
     policy: Box<dyn Policy>,
     encoder: PromptEncoder,
     plan: SamplingPlan,
+    /// Whether its cache is let go after every round of questions, because another model needs the memory.
+    is_guest: bool,
 }
 
 impl LocalJudge {
@@ -46,7 +52,40 @@ impl LocalJudge {
                 seed: options.seed,
                 exact_ranges: false,
             },
+            is_guest: false,
         })
+    }
+
+    /// Loads the judge of a stage that trains a model, beside that model. `held` are the bytes of everything else at its peak, and
+    /// `available` those that there are. While it judges, its cache stands where that of the sampler was.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the judge does not fit beside the rest.
+    pub(crate) fn beside_training(
+        options: &JudgeOptions,
+        held: u64,
+        available: u64,
+        context: &StageContext<'_>,
+        view: &dyn StageView,
+    ) -> Result<Self, OperatorError> {
+        let judge = Self {
+            is_guest: true,
+            ..Self::open(options, PORT, context, view)?
+        };
+        let weights = judge.policy.plan_memory(&MemoryDemand::default())?.weights;
+        let text = format!(
+            "judge: {} more, together at most {} of {}",
+            size(weights),
+            size(held + weights),
+            size(available)
+        );
+        if held + weights > available {
+            return Err(OperatorError::Data(format!(
+                "{text}; take a smaller judge, set its `precision: bfloat16`, or serve it elsewhere and give its `endpoint`"
+            )));
+        }
+        view.event(StageEvent::Note(text));
+        Ok(judge)
     }
 
     /// Whether the model has room for the conversation and its answer.
@@ -118,7 +157,11 @@ impl JudgeModel for LocalJudge {
             &self.plan,
             view,
             &mut tell,
-        )?;
+        );
+        if self.is_guest {
+            self.policy.release_generation();
+        }
+        let sampled = sampled?;
         for answer in sampled.into_iter().flatten() {
             answers[places[answer.prompt]] = Ok(answer.text);
         }

@@ -81,3 +81,37 @@ fn a_model_without_a_verdict_is_reminded_and_failed() {
     assert_eq!(judged[0].verdict.outcome.as_str(), "failed");
     assert!(judged[0].reason.contains("\"3\""), "{}", judged[0].reason);
 }
+
+#[test]
+fn a_judge_beside_training_gives_its_memory_back_and_must_fit() {
+    let io = MemoryIo::new().with_model("judge", model_folder());
+    let backend = FakeBackend::in_turn(vec![vec![25, 2]]);
+    let options = options(json!({ "max-new-tokens": 8 }));
+    let gib = 1 << 30;
+    let open = |available| {
+        LocalJudge::beside_training(&options, 3 * gib, available, &context(&backend), &io)
+    };
+    let refused = open(3 * gib).err().unwrap().to_string();
+    for words in ["judge: 1.0 GiB more", "4.0 GiB of 3.0 GiB", "`endpoint`"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    let mut judge = open(4 * gib).unwrap();
+    for _ in 0..2 {
+        judge.answer(&[conversation("is it?", 0)], &io).unwrap();
+    }
+    let worked: Vec<Call> = (backend.calls().into_iter())
+        .filter(|call| matches!(call, Call::Generate { .. } | Call::Release))
+        .collect();
+    assert!(
+        matches!(
+            worked[..],
+            [
+                Call::Generate { .. },
+                Call::Release,
+                Call::Generate { .. },
+                Call::Release
+            ]
+        ),
+        "{worked:?}"
+    );
+}

@@ -79,9 +79,11 @@ pub(crate) struct TrainingKeys<'a> {
 impl TrainingKeys<'_> {
     /// Collects every value and every combination that cannot be used.
     pub(crate) fn check(&self, faults: &mut ValueFaults) {
-        faults.below_one("beta1", self.adamw.beta1);
-        faults.below_one("beta2", self.adamw.beta2);
-        faults.positive("epsilon", self.adamw.epsilon);
+        faults.within("adamw", |faults| {
+            faults.below_one("beta1", self.adamw.beta1);
+            faults.below_one("beta2", self.adamw.beta2);
+            faults.positive("epsilon", self.adamw.epsilon);
+        });
         faults.not_negative("weight-decay", self.weight_decay);
         faults.positive("max-grad-norm", self.max_grad_norm);
         if let Some(tokens) = self.micro_batch_tokens {
@@ -156,7 +158,7 @@ impl TrainingKeys<'_> {
                 let message = "a name in `targets` is empty: name layers, for example `q_proj`, or leave `targets` out";
                 faults.nested("lora", "targets", message.to_owned());
             } else if lora.targets[..place].contains(target) {
-                let message = format!("`{target}` stands in `targets` twice");
+                let message = format!("`{target}` stands in `targets` twice: take one away");
                 faults.nested("lora", "targets", message);
             }
         }

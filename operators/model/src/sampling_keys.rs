@@ -72,7 +72,7 @@ impl SamplingKeys {
         if self.stop.iter().any(String::is_empty) {
             faults.fault(
                 "stop",
-                "a text of `stop` is empty and would end every answer".to_owned(),
+                "a text of `stop` is empty and would end every answer: take it away".to_owned(),
             );
         }
         let truncations = [

@@ -113,8 +113,11 @@ fn run(
     };
     let mut policy = backend.load(model, &options)?;
     let longest = job.batches.iter().flatten().map(Vec::len).max();
+    let tokens = |batch: &Vec<Vec<u32>>| batch.iter().map(Vec::len).sum::<usize>();
+    let all = job.batches.iter().map(tokens).max();
     let plan = policy.plan_memory(&MemoryDemand {
         train_tokens: longest.unwrap_or(0),
+        call_tokens: all.unwrap_or(0),
         ..MemoryDemand::default()
     })?;
     let mut report = Report {

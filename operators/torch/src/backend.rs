@@ -5,7 +5,7 @@ use std::path::Path;
 use engine_core::error::ModelError;
 use engine_core::policy::{LoadOptions, ModelBackend, ModelInfo, Policy};
 
-use crate::allocator::{join_gpu_memory, keep_freed_memory};
+use crate::allocator::keep_freed_memory;
 use crate::device::{self, DeviceChoice};
 use crate::guard::guarded;
 use crate::init;
@@ -30,9 +30,6 @@ impl TorchBackend {
         guarded(|| {
             keep_freed_memory();
             let device = choice.resolve()?;
-            if device.is_cuda() {
-                join_gpu_memory();
-            }
             let threads = threads.map_or_else(available_threads, |threads| threads.max(1));
             // Batches are spread over our own threads; an operation runs on one.
             tch::set_num_threads(1);

@@ -50,6 +50,19 @@ pub(crate) fn most_tokens(model: &Model, asked: Option<usize>) -> usize {
     })
 }
 
+/// Most token positions of a micro-batch of calls that have some number of them, or an unknown one: 0.
+pub(crate) fn most_tokens_of(model: &Model, asked: Option<usize>, call: usize) -> usize {
+    let limit = most_tokens(model, asked);
+    if call == 0 {
+        limit
+    } else if model.device.is_cuda() {
+        call.min(limit)
+    } else {
+        // A micro-batch may be half a sequence longer than its share.
+        cpu_share(call).min(limit)
+    }
+}
+
 /// Checks sequences and packs them into micro-batches, prompts kept together. `asked` is the limit of a micro-batch in token
 /// positions, which a longer sequence alone exceeds.
 ///

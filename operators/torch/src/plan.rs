@@ -7,7 +7,7 @@ use engine_core::error::ModelError;
 use engine_core::policy::{MemoryDemand, MemoryPlan};
 use tch::Kind;
 
-use crate::completion::most_tokens;
+use crate::completion::{most_tokens, most_tokens_of};
 use crate::config::{TowerConfig, VisionConfig};
 use crate::decoder::PREFILL_TOKENS;
 use crate::fused;
@@ -56,7 +56,7 @@ pub(crate) fn plan(
         optimizer: regime.map_or(0, |regime| regime.optimizer),
         average: regime.map_or(0, |regime| regime.average),
         activations: learns.map_or(0, |regime| {
-            pass_bytes(site, regime, demand.train_tokens) * site.threads as u64
+            pass_bytes(site, regime, demand) * site.threads as u64
         }),
         generation: 0,
         available: site.available,
@@ -101,9 +101,10 @@ fn positive(value: i64) -> u64 {
 }
 
 /// Bytes of a forward and backward pass beside weights and gradients.
-fn pass_bytes(site: Site<'_>, regime: Regime, longest: usize) -> u64 {
+fn pass_bytes(site: Site<'_>, regime: Regime, demand: &MemoryDemand) -> u64 {
     let model = site.model;
-    let tokens = most_tokens(model, regime.micro_batch_tokens).max(longest) as u64;
+    let most = most_tokens_of(model, regime.micro_batch_tokens, demand.call_tokens);
+    let tokens = most.max(demand.train_tokens) as u64;
     let text = &model.config.text;
     let element = model.kind.elt_size_in_bytes() as u64;
     let wide = wide_kind(model.kind).elt_size_in_bytes() as u64;

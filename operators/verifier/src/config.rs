@@ -258,10 +258,12 @@ impl VerifyConfig {
                 } else {
                     "any"
                 };
-                let fault = Fault::at("wrong-value", "of", "there is no verifier in it");
+                let message = format!("`{key}` has no verifier");
+                let fault = Fault::at("wrong-value", "of", message)
+                    .with_help("list what must agree, such as `of: [{ math: {} }, { exact: {} }]`");
                 faults.push(under(path, key, fault));
             }
-            _ => {}
+            rule => faults.extend(rule.rule_faults(path)),
         });
         // There is one port for a model, and one model on it.
         for (path, loading) in locals.iter().skip(1) {
@@ -275,6 +277,58 @@ impl VerifyConfig {
             }
         }
         faults
+    }
+
+    /// Values of a rule that cannot be right. `path` leads to it.
+    fn rule_faults(&self, path: &[String]) -> Vec<Fault> {
+        let wrong = |key: &str, message: String| Fault::at("wrong-value", key, message);
+        match self {
+            Self::Regex(options) => {
+                // Gold answers stand in a pattern as they are, so that any of them shows whether it can be read.
+                let checked = self.check_gold(Some("0"));
+                let Err(GoldError::Pattern(error)) = checked else {
+                    return Vec::new();
+                };
+                // What stands before it shows the pattern over several lines.
+                let error = error.rsplit("error: ").next().unwrap_or_default();
+                let message = format!("`{}` is no regular expression: {error}", options.pattern);
+                let fault = wrong("pattern", message)
+                    .with_help("write `\\` before a sign that stands for itself, such as `\\(`");
+                vec![under(path, "regex", fault)]
+            }
+            Self::Numeric(options) => {
+                let both = [
+                    ("absolute", options.absolute),
+                    ("relative", options.relative),
+                ];
+                let both = both
+                    .into_iter()
+                    .filter(|(_, value)| value.is_nan() || *value < 0.0);
+                both.map(|(key, value)| {
+                    let message = format!("`{key}` is {value} and must be at least 0");
+                    under(path, "numeric", wrong(key, message))
+                })
+                .collect()
+            }
+            Self::Choice(options) => {
+                let is_empty = |letters: &String| {
+                    !letters.contains(|letter: char| letter.is_ascii_alphabetic())
+                };
+                if !options.letters.as_ref().is_some_and(is_empty) {
+                    return Vec::new();
+                }
+                let fault = wrong("letters", "`letters` has no letter".to_owned()).with_help(
+                    "write the letters of all choices, such as `letters: ABCD`, or leave it out",
+                );
+                vec![under(path, "choice", fault)]
+            }
+            Self::Format(options) if options.tags.iter().all(|tag| tag.trim().is_empty()) => {
+                let fault = wrong("tags", "`tags` names no tag".to_owned())
+                    .with_help("name the tags in their order, such as `tags: [think, answer]`");
+                vec![under(path, "format", fault)]
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Files that programs are made of. `at` is the path of keys to this configuration.

@@ -148,3 +148,42 @@ fn rules_of_old_pipelines_are_the_same_rules() {
             .is_none()
     );
 }
+
+#[test]
+fn rules_that_could_judge_nothing_are_refused_where_they_stand() {
+    let cases = [
+        (
+            json!({"regex": {"pattern": "("}}),
+            "regex/pattern",
+            "unclosed group",
+        ),
+        (json!({"regex": {"pattern": "^{gold}$"}}), "", ""),
+        (
+            json!({"numeric": {"relative": -0.1}}),
+            "numeric/relative",
+            "at least 0",
+        ),
+        (
+            json!({"choice": {"letters": " "}}),
+            "choice/letters",
+            "no letter",
+        ),
+        (json!({"format": {"tags": []}}), "format/tags", "no tag"),
+        (
+            json!({"all": {"of": [{"math": {}}, {"regex": {"pattern": "[a"}}]}}),
+            "all/of/1/regex/pattern",
+            "unclosed character class",
+        ),
+    ];
+    for (config, path, words) in cases {
+        let config: VerifyConfig = serde_json::from_value(config).unwrap();
+        let faults = config.faults(&[]);
+        let paths: Vec<String> = faults.iter().map(|fault| fault.path.join("/")).collect();
+        if path.is_empty() {
+            assert!(faults.is_empty(), "{faults:?}");
+            continue;
+        }
+        assert_eq!(paths, [path]);
+        assert!(faults[0].message.contains(words), "{}", faults[0].message);
+    }
+}

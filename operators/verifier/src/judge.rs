@@ -26,7 +26,7 @@ use crate::program::number_faults;
 use crate::question::Question;
 use crate::verifier::Opinion;
 use rubric::Rubric;
-use votes::Votes;
+use votes::{Silence, Votes};
 
 /// Most bytes of an answer that a judge is shown.
 const MAX_SHOWN: usize = 64 << 10;
@@ -35,7 +35,8 @@ const MAX_SHOWN: usize = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct JudgeOptions {
-    /// The server that is asked; without it, the model on the input port `judge`.
+    /// The server that is asked; without it, the model on the input port `judge`. What it was asked and what that cost is noted in the
+    /// record of the run. Answers that it could not be asked about are asked about again by the next run, and no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
     /// What the judge is told, as a template (Jinja) with `question`, `gold`, `answer` and `text` (the whole completion). How to
@@ -213,6 +214,12 @@ impl Judge {
         })
     }
 
+    /// What the server was asked so far, and what it cost; none for a local model.
+    pub(crate) fn account(&self) -> Option<String> {
+        let account = self.client.as_ref()?.account()?;
+        Some(format!("judge: {account}"))
+    }
+
     /// Judges some of the questions, in the order of their places. Equal ones are asked once.
     ///
     /// # Errors
@@ -290,21 +297,23 @@ impl Judge {
             }
             let conversations: Vec<Conversation> =
                 open.iter().map(|at| votes.conversation(*at)).collect();
-            let answers = match (&self.client, model) {
+            let replies = match (&self.client, model) {
                 (Some(client), _) => self.ask_server(client, &conversations, view)?,
-                (None, Some(model)) => model
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .answer(&conversations, view)?,
+                (None, Some(model)) => {
+                    let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
+                    let answers = model.answer(&conversations, view)?.into_iter();
+                    let reply = |answer: Result<_, _>| answer.map_err(Silence::ForGood);
+                    answers.map(reply).collect()
+                }
                 (None, None) => {
                     return Err(OperatorError::Data(
-                        "a judge has no model: set its `endpoint`, or connect a model to the input `judge` of a `verify` stage"
+                        "a judge has no model: set its `endpoint`, or connect a model to the input `judge` of the stage"
                             .to_owned(),
                     ));
                 }
             };
-            for (at, answer) in open.into_iter().zip(answers) {
-                votes.hear(at, answer);
+            for (at, reply) in open.into_iter().zip(replies) {
+                votes.hear(at, reply);
             }
         }
         Ok(())
@@ -315,7 +324,7 @@ impl Judge {
         client: &Client,
         conversations: &[Conversation],
         view: &dyn StageView,
-    ) -> Result<Vec<Result<String, String>>, OperatorError> {
+    ) -> Result<Vec<Result<String, Silence>>, OperatorError> {
         let turn = |(role, text): &(&'static str, String)| Turn {
             role: (*role).to_owned(),
             content: vec![Part::Text(text.clone())],
@@ -332,7 +341,7 @@ impl Judge {
         let mut watch = |tally: &Tally| {
             view.event(StageEvent::Progress(Progress {
                 unit: "rows".to_owned(),
-                note: note(tally),
+                note: format!("judge: {tally}"),
                 ..Progress::default()
             }));
             if view.is_cancelled() {
@@ -350,21 +359,9 @@ impl Judge {
         }
         let texts = answers.answers.into_iter();
         Ok(texts
-            .map(|answer| answer.map(|answer| answer.text))
+            .map(|answer| answer.map(|answer| answer.text).map_err(Silence::ForNow))
             .collect())
     }
-}
-
-/// Tokens and costs so far.
-fn note(tally: &Tally) -> String {
-    let mut note = format!(
-        "judge: {} tokens in, {} out",
-        tally.prompt_tokens, tally.completion_tokens
-    );
-    if let Some(cost) = tally.cost {
-        note.push_str(&format!(", cost {cost:.2}"));
-    }
-    note
 }
 
 fn stage_error(error: EndpointError) -> OperatorError {

@@ -29,6 +29,8 @@ pub struct Judged {
     pub agreement: Option<f64>,
     /// Why, for people.
     pub reason: Cow<'static, str>,
+    /// Whether a judge that could not be asked may have decided it: the verdict is `failed`, and it is worth asking again.
+    pub is_open: bool,
 }
 
 /// The text of the last user turns of a conversation. A turn is its role and its parts: texts, and None for an image.

@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 
 use crate::{Judged, Question, Verifier, VerifyConfig};
 
-/// A stage that has nothing but a wish to stop.
+/// A stage that has nothing but a wish to stop, and keeps its notes.
 #[derive(Debug, Default)]
 pub(crate) struct NoView {
     pub(crate) is_cancelled: AtomicBool,
+    pub(crate) notes: Mutex<Vec<String>>,
 }
 
 impl StageView for NoView {
@@ -46,7 +47,11 @@ impl StageView for NoView {
         // A path without a parent: answers of servers are not kept.
         Path::new("")
     }
-    fn event(&self, _event: StageEvent) {}
+    fn event(&self, event: StageEvent) {
+        if let StageEvent::Note(note) = event {
+            self.notes.lock().unwrap().push(note);
+        }
+    }
     fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Ordering::SeqCst)
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Mutex;
 
-use engine_core::{OperatorError, StageContext, StageView};
+use engine_core::{OperatorError, StageContext, StageEvent, StageView};
 use operators_verdict::{
     GoldError, Judgement, Outcome, Prepared, Verdict, VerifyConfig as Rule, agreement, is_settled,
     reason, together,
@@ -61,6 +61,8 @@ pub(crate) struct Opinion {
     pub(crate) extracted: Option<String>,
     pub(crate) agreement: Option<f64>,
     pub(crate) reason: Cow<'static, str>,
+    /// As [`Judged::is_open`].
+    pub(crate) is_open: bool,
 }
 
 impl Opinion {
@@ -70,11 +72,25 @@ impl Opinion {
             extracted: None,
             agreement: None,
             reason: reason.into(),
+            is_open: false,
         }
     }
 }
 
 impl Node {
+    /// Visits the judges in it.
+    fn each_judge(&self, visit: &mut dyn FnMut(&Judge)) {
+        match self {
+            Self::Judge(judge) => visit(judge),
+            Self::Several { parts, .. } => {
+                for part in parts {
+                    part.node.each_judge(visit);
+                }
+            }
+            Self::Rule(_) | Self::Exec(_) => {}
+        }
+    }
+
     fn open(
         config: &VerifyConfig,
         context: &StageContext<'_>,
@@ -128,11 +144,20 @@ impl Verifier {
 
     /// With a model for judges that have no server.
     #[must_use]
-    pub fn with_model(self, model: Box<dyn JudgeModel>) -> Self {
-        Self {
-            model: Some(LoadedModel(Mutex::new(model))),
-            ..self
-        }
+    pub fn with_model(mut self, model: Box<dyn JudgeModel>) -> Self {
+        self.set_model(model);
+        self
+    }
+
+    /// Takes a model for judges that have no server.
+    pub fn set_model(&mut self, model: Box<dyn JudgeModel>) {
+        self.model = Some(LoadedModel(Mutex::new(model)));
+    }
+
+    /// Whether it asks a loaded model, which works on the thread that calls.
+    #[must_use]
+    pub fn has_model(&self) -> bool {
+        self.model.is_some()
     }
 
     /// For answers that may stand alone: where nothing is marked as the answer, the whole text is.
@@ -142,6 +167,16 @@ impl Verifier {
             is_bare: true,
             ..self
         }
+    }
+
+    /// Tells what judges behind servers were asked and what they cost, for the record of the run. To be called once, when all is
+    /// judged.
+    pub fn tell_account(&self, view: &dyn StageView) {
+        self.node.each_judge(&mut |judge| {
+            if let Some(account) = judge.account() {
+                view.event(StageEvent::Note(account));
+            }
+        });
     }
 
     /// Judges completions, in their order. A gold answer is read once for questions that follow each other.
@@ -159,6 +194,7 @@ impl Verifier {
                     verdict: judgement.verdict,
                     agreement: judgement.agreement,
                     reason: judgement.reason,
+                    is_open: false,
                 })
             });
             return Ok(judged.collect());
@@ -193,6 +229,7 @@ impl Verifier {
                     },
                     agreement: opinion.agreement,
                     reason: opinion.reason,
+                    is_open: opinion.is_open,
                 }
             });
         Ok(judged.collect())
@@ -218,6 +255,7 @@ impl Verifier {
                         extracted: judgement.verdict.extracted,
                         agreement: judgement.agreement,
                         reason: judgement.reason,
+                        is_open: false,
                     })
                 });
                 Ok(opinions.collect())
@@ -325,7 +363,13 @@ fn bare(rule: &Rule, gold: &Prepared, answer: &str) -> Judgement {
 /// What several verifiers say together.
 fn combined(all: bool, said: Vec<(&Part, Opinion)>) -> Opinion {
     let outcomes: Vec<Outcome> = said.iter().map(|(_, opinion)| opinion.outcome).collect();
-    let outcome = together(&outcomes, all);
+    let is_open = said.iter().any(|(_, opinion)| opinion.is_open) && !is_settled(&outcomes, all);
+    let outcome = if is_open {
+        // Who could not be asked may have said otherwise.
+        Outcome::Failed
+    } else {
+        together(&outcomes, all)
+    };
     let named = said
         .iter()
         .map(|(part, opinion)| ((part.name, opinion.outcome), &opinion.reason));
@@ -334,6 +378,7 @@ fn combined(all: bool, said: Vec<(&Part, Opinion)>) -> Opinion {
         reason: reason(named).into(),
         extracted: said.into_iter().find_map(|(_, opinion)| opinion.extracted),
         outcome,
+        is_open,
     }
 }
 

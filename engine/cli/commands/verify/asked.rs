@@ -18,6 +18,13 @@ use crate::signals;
 /// Lines that are judged together: what a judge is asked at the same time.
 const TOGETHER: usize = 256;
 
+impl Drop for Asked {
+    /// Says what judges cost, however it ends.
+    fn drop(&mut self) {
+        self.verifier.tell_account(&self.view);
+    }
+}
+
 /// A verifier that asks somebody else.
 pub(super) struct Asked {
     verifier: Verifier,
@@ -192,8 +199,10 @@ impl StageView for Alone {
     }
 
     fn event(&self, event: StageEvent) {
-        if let StageEvent::Warning(message) = event {
-            tracing::warn!("{message}");
+        match event {
+            StageEvent::Warning(message) => tracing::warn!("{message}"),
+            StageEvent::Note(note) => eprintln!("{note}"),
+            _ => {}
         }
     }
 

@@ -5,6 +5,8 @@
 pub struct MemoryDemand {
     /// Tokens of the longest sequence to learn from, prompt included; 0: nothing is learnt.
     pub train_tokens: usize,
+    /// Token positions of the most sequences that are learnt from in one call, or more; 0: not known, a pass may have as many as it likes.
+    pub call_tokens: usize,
     /// Tokens of the longest prompt and completion together to generate; 0: nothing is generated.
     pub generate_tokens: usize,
     /// Sequences that are generated at the same time.

@@ -87,6 +87,7 @@ impl Worker {
     fn start(options: &WorkerOptions, setup: &WorkerSetup) -> Result<Self, Failure> {
         let failed = |message: String| Failure::new(Domain::Worker, message);
         let mut child = Command::new(&options.program)
+            .envs(options.environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -23,6 +23,8 @@ pub use serve::serve;
 pub struct WorkerOptions {
     /// The program.
     pub program: PathBuf,
+    /// Variables that are added to its environment.
+    pub environment: Vec<(&'static str, &'static str)>,
     /// A worker that is not ready after so long is killed: it loads the model library and opens the device.
     pub start: Duration,
     /// A worker that says nothing for so long is killed; it has a heartbeat of two seconds.
@@ -42,6 +44,7 @@ impl WorkerOptions {
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
+            environment: Vec::new(),
             start: Duration::from_mins(2),
             silence: Duration::from_mins(1),
             stall: Duration::from_mins(30),

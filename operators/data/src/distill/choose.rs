@@ -9,6 +9,7 @@ use engine_core::seed;
 
 use super::contamination::{Evaluation, Found};
 use super::groups::Row;
+use super::sources::Numbering;
 use super::{Distill, Keep, Scope};
 use crate::minhash::Similar;
 use crate::ngram::{Words, jaccard};
@@ -40,6 +41,7 @@ pub(super) struct Chooser<'a> {
     seed: u64,
     evaluation: Option<&'a Evaluation>,
     kept: Option<Similar>,
+    numbering: Numbering,
     pub(super) dropped: Dropped,
     pub(super) found: Vec<Found>,
 }
@@ -75,7 +77,12 @@ fn content(row: &Row) -> Content<'_> {
 }
 
 impl<'a> Chooser<'a> {
-    pub(super) fn new(config: &'a Distill, seed: u64, evaluation: Option<&'a Evaluation>) -> Self {
+    pub(super) fn new(
+        config: &'a Distill,
+        seed: u64,
+        evaluation: Option<&'a Evaluation>,
+        numbering: Numbering,
+    ) -> Self {
         let near = config.near_duplicates.as_ref();
         Self {
             config,
@@ -84,6 +91,7 @@ impl<'a> Chooser<'a> {
             kept: near
                 .filter(|near| near.within == Scope::All)
                 .map(|near| Similar::new(near.threshold)),
+            numbering,
             dropped: Dropped::default(),
             found: Vec::new(),
         }
@@ -106,7 +114,7 @@ impl<'a> Chooser<'a> {
                 self.dropped.contaminated += 1;
                 self.found.push(Found {
                     prompt_id: id.to_owned(),
-                    sample: Some(row.sample),
+                    sample: Some(self.numbering.sample(row.sample)),
                     hit,
                 });
                 false

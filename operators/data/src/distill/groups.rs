@@ -10,9 +10,9 @@ use std::sync::Arc;
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{filter_record_batch, interleave_record_batch};
 use engine_core::{OperatorError, StageIo};
-use engine_query::{Order, QuerySession};
 
 use super::candidates::Candidates;
+use super::sources::Sources;
 
 /// Bytes of rows that wait.
 const HELD_BYTES: usize = 256 << 20;
@@ -54,32 +54,48 @@ fn each_prompt_within(
     io: &mut dyn StageIo,
     take: &mut impl FnMut(&mut dyn StageIo, u32, Vec<Row>) -> Result<(), OperatorError>,
 ) -> Result<(), OperatorError> {
-    let session = QuerySession::with_scratch(Order::Repeatable, io.scratch())?;
-    session.register_port(io, "rollouts")?;
+    let (session, tables) = Sources::of(io, "rollouts")?.open(io)?;
     let count = candidates.by_prompt.len() as u32;
     let mut next = 0;
     while next < count {
         // Prompts up to here are looked at in this round.
         let mut end = count;
         let start = next;
-        let (mut row, mut number) = (0, 0);
         let mut held = Held::default();
-        let columns = session.sql("SELECT text, token_ids, model FROM rollouts")?;
-        for batch in session.stream(columns) {
+        let mut readers = Vec::with_capacity(tables.len());
+        for ((_, table), (row, number)) in tables.iter().zip(&candidates.starts) {
+            let columns = session.sql(&format!("SELECT text, token_ids, model FROM {table}"))?;
+            readers.push(Reader {
+                batches: session.stream(columns),
+                row: *row,
+                number: *number,
+                reached: 0,
+            });
+        }
+        // Tables in the same order are read side by side, so that little of one waits for another.
+        while let Some((at, reader)) =
+            (readers.iter_mut().enumerate()).min_by_key(|(_, reader)| reader.reached)
+        {
             if io.is_cancelled() {
                 return Err(OperatorError::Interrupted);
             }
+            let Some(batch) = reader.batches.next() else {
+                readers.remove(at);
+                continue;
+            };
             let batch = batch?;
-            let mask = candidates.rows.slice(row, batch.num_rows());
-            row += batch.num_rows();
+            let mask = candidates.rows.slice(reader.row, batch.num_rows());
+            reader.row += batch.num_rows();
             let wanted = mask.count_set_bits();
             if wanted == 0 {
                 continue;
             }
             let batch = Arc::new(filter_record_batch(&batch, &BooleanArray::new(mask, None))?);
+            let number = reader.number;
+            reader.number += wanted;
             let pairs = &candidates.pairs[number..number + wanted];
+            reader.reached = pairs.last().map_or(0, |(prompt, _)| *prompt);
             held.add(&batch, pairs, number, start..end);
-            number += wanted;
             next = held.give(candidates, next..end, io, take)?;
             if held.bytes > most && held.prompts.len() > 1 {
                 end = held.give_up()?;
@@ -93,6 +109,17 @@ fn each_prompt_within(
         }
     }
     Ok(())
+}
+
+/// A table of rollouts that is read.
+struct Reader<Batches> {
+    batches: Batches,
+    /// Rows before the next batch, in all tables.
+    row: usize,
+    /// Candidates before the next batch, in all tables.
+    number: usize,
+    /// The prompt of its last row.
+    reached: u32,
 }
 
 impl Held {
@@ -252,6 +279,7 @@ mod tests {
                 .collect(),
             rewards: Vec::new(),
             by_prompt,
+            starts: vec![(0, 0)],
         };
         let mut found = Vec::new();
         let mut take = |_: &mut dyn StageIo, prompt: u32, rows: Vec<Row>| {

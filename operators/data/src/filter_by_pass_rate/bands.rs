@@ -200,9 +200,13 @@ fn end_faults(name: &str, band: &Band) -> Vec<Fault> {
     let ends = [band.from, band.above, band.to, band.below];
     if let Some(end) = ends.into_iter().flatten().find(|end| *end > Fraction::ONE) {
         let message = format!("the band `{name}` ends at {end}, and a pass rate is at most 1");
-        faults.push(at(name, message));
+        faults.push(at(name, message).with_help("write shares, such as 0.8 or \"4/5\" for 80 %"));
     } else if band.is_empty() {
-        faults.push(at(name, format!("no pass rate is in the band `{name}`")));
+        faults.push(
+            at(name, format!("no pass rate is in the band `{name}`")).with_help(
+                "its lower end (`from`, `above`) must be below its upper end (`to`, `below`), or `from` and `to` the same",
+            ),
+        );
     }
     faults
 }

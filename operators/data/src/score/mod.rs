@@ -9,6 +9,7 @@ mod config;
 mod functions;
 mod groups;
 mod order;
+mod plain;
 mod rewards;
 mod sources;
 
@@ -31,6 +32,7 @@ use aligned::Aligned;
 use functions::{joined_function, measure_function};
 use groups::Groups;
 use order::Names;
+use plain::Plain;
 use rewards::rewards;
 use sources::Sources;
 
@@ -94,13 +96,22 @@ impl OperatorConfig for Score {
 
     fn run(&self, _context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
         let sources = Arc::new(self.sources(io)?);
+        let schema = sources.schema();
         if let Some(mut aligned) = Aligned::open(&sources, io)? {
-            return self.write(&sources, io, &mut || aligned.next());
+            return self.write(&sources, io, &mut || {
+                let batch = aligned.next()?;
+                batch
+                    .map(|batch| rewards(&sources, &schema, &batch))
+                    .transpose()
+            });
         }
         // Joins bring rows in any order, and groups must stand together. Otherwise rows stay in the order of the verdicts, which
         // takes one thread, and still less time than to sort them on all.
         let has_groups = !self.advantages.is_empty();
         let sorted = sources.joins() || (has_groups && !order::stand_together(io)?);
+        if !sorted && let Some(mut plain) = Plain::open(&sources, io, !has_groups)? {
+            return self.write(&sources, io, &mut || plain.next());
+        }
         let order = if sorted {
             Order::Any
         } else {
@@ -117,11 +128,14 @@ impl OperatorConfig for Score {
         session.register_function(measure_function(&sources));
         session.register_function(joined_function(&sources));
         let mut rows = session.stream(session.sql(&sources.query(sorted))?);
-        self.write(&sources, io, &mut || Ok(rows.next().transpose()?))
+        self.write(&sources, io, &mut || match rows.next() {
+            Some(batch) => rewards(&sources, &schema, &batch?).map(Some),
+            None => Ok(None),
+        })
     }
 }
 
-/// Rows until there are no more.
+/// Rows with their rewards, until there are no more.
 type Rows<'a> = dyn FnMut() -> Result<Option<RecordBatch>, OperatorError> + 'a;
 
 impl Score {
@@ -148,7 +162,6 @@ impl Score {
         io: &mut dyn StageIo,
         next: &mut Rows<'_>,
     ) -> Result<(), OperatorError> {
-        let schema = sources.schema();
         let must_be_unique = sources.joins() || !self.advantages.is_empty();
         let mut names = must_be_unique.then(Names::default);
         let mut groups = Groups::new(&self.advantages, io.scratch())?;
@@ -160,7 +173,6 @@ impl Score {
             if batch.num_rows() == 0 {
                 continue;
             }
-            let batch = rewards(sources, &schema, &batch)?;
             rows += batch.num_rows();
             if let Some(names) = &mut names {
                 names.check(&batch)?;

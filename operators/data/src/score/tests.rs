@@ -249,6 +249,26 @@ fn advantages_are_those_of_a_training_step() {
 }
 
 #[test]
+fn verdicts_of_no_known_name_get_no_row() {
+    let rows: [Row; 4] = [
+        ("a", 0, "correct", false),
+        ("a", 1, "dubious", true),
+        ("a", 2, "timed-out", true),
+        ("b", 0, "unparsed", true),
+    ];
+    let config = score(json!({"accuracy": 1.0, "format": 0.25}));
+    for parts in [4, 1] {
+        let mut io = TestIo::new();
+        io.input("verdicts", &cut(&verdicts(&rows), parts));
+        io.run(&config, 0).unwrap();
+        let out = io.output("scores");
+        assert_eq!(text_values(&out, "prompt_id"), ["a", "b"]);
+        assert_eq!(counts(&out, "sample"), [0, 0]);
+        assert_eq!(floats(&out, "reward"), [1.0, 0.25]);
+    }
+}
+
+#[test]
 fn groups_that_stand_together_stay_in_their_order() {
     let rows: [Row; 5] = [
         ("b", 2, "correct", false),

@@ -1,6 +1,6 @@
 //! Asking the expert, and which of its answers are kept.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
@@ -91,6 +91,13 @@ struct Attempt {
     token_ids: Option<Vec<u32>>,
     is_complete: bool,
     is_hinted: bool,
+}
+
+impl Drop for AugmentTask<'_> {
+    /// All parts were judged: says what it took.
+    fn drop(&mut self) {
+        self.verifier.tell_account(self.view);
+    }
 }
 
 impl MapTask for AugmentTask<'_> {
@@ -201,8 +208,14 @@ impl AugmentTask<'_> {
             }
         }
         let judged = self.judge(rows, &complete)?;
+        // Prompts with an answer that a judge could not be asked about, and why.
+        let mut open: BTreeMap<usize, String> = BTreeMap::new();
         let mut right = Vec::new();
         for (attempt, judged) in complete.into_iter().zip(judged) {
+            if judged.is_open {
+                open.insert(attempt.prompt, judged.reason.into_owned());
+                continue;
+            }
             match self.chosen(attempt, &judged) {
                 Ok(attempt) => right.push(attempt),
                 Err((prompt, why)) => answers.refusals[prompt].add(why),
@@ -211,12 +224,17 @@ impl AugmentTask<'_> {
         if self.config.rewrite.is_some() {
             // What is learnt is what was verified.
             let judged = self.judge(rows, &right)?;
-            let is_right: Vec<bool> = judged.iter().map(|judged| self.accepts(judged)).collect();
-            let mut is_right = is_right.into_iter();
+            let mut judged = judged.into_iter();
             right.retain(|attempt| {
-                let is_right = is_right.next().unwrap_or(false);
-                if !is_right {
-                    answers.refusals[attempt.prompt].add("right, and not any more when rewritten");
+                let judged = judged.next();
+                let is_right = judged.as_ref().is_some_and(|judged| self.accepts(judged));
+                match judged {
+                    Some(judged) if judged.is_open => {
+                        open.insert(attempt.prompt, judged.reason.into_owned());
+                    }
+                    _ if !is_right => answers.refusals[attempt.prompt]
+                        .add("right, and not any more when rewritten"),
+                    _ => {}
                 }
                 is_right
             });
@@ -233,6 +251,15 @@ impl AugmentTask<'_> {
                 });
             }
         }
+        // One right answer is an example, whatever the others are.
+        let failed = open
+            .into_iter()
+            .filter(|(prompt, _)| counts[*prompt] == 0)
+            .map(|(row, why)| FailedRow {
+                row,
+                error: rows[row].fault(&why).to_string(),
+            });
+        answers.failed.extend(failed);
         Ok(())
     }
 

@@ -235,6 +235,10 @@ impl Trainer<'_> {
             &mut tell,
             |watch| {
                 let completions = requests.generate(policy, watch)?;
+                if bench.verifier.has_model() {
+                    // The judge has its cache where this one was.
+                    policy.release_generation();
+                }
                 generated = Instant::now();
                 Ok(completions)
             },

@@ -142,7 +142,8 @@ pub struct RlTrain {
     /// Most tokens of one forward and backward pass. Default: chosen for the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_tokens: Option<u32>,
-    /// Whether only kernels are used whose results are the same in every run. Default false; on a CPU they always are.
+    /// Whether only kernels are used whose results are the same in every run. On a GPU a step takes about 5 % longer. Default false; on a
+    /// CPU they always are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deterministic: bool,
     /// Number format of the weights. Default `float32`.

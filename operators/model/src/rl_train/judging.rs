@@ -1,4 +1,5 @@
-//! Verdicts and rewards of a round of sampling. Answers are judged while others are still sampled.
+//! Verdicts and rewards of a round of sampling. Answers are judged while others are still sampled, unless a loaded model judges,
+//! which has the device after the sampler.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -67,15 +68,23 @@ pub(super) fn judge_while<T>(
         error: None,
     });
     // Sampling stays on this thread, which owns the device.
+    let is_after = bench.verifier.has_model();
     let sampled = rayon::in_place_scope(|scope| {
         let mut watch = Watch {
             desk: &desk,
             view,
             tell,
-            man: &|| scope.spawn(|_| work(&desk, bench, row_of, view)),
+            man: &|| {
+                if !is_after {
+                    scope.spawn(|_| work(&desk, bench, row_of, view));
+                }
+            },
         };
         sample(&mut watch)
     });
+    if is_after && sampled.is_ok() {
+        work(&desk, bench, row_of, view);
+    }
     let desk = desk.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = desk.error {
         return Err(error);

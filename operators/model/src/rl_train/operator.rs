@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::config::RlTrain;
 use super::trainer::Trainer;
+use crate::local_judge;
 use crate::prompt_rows::{PromptRow, read_prompts};
 
 /// Prompts named in a warning.
@@ -34,11 +35,14 @@ impl OperatorConfig for RlTrain {
         } else {
             &["prompt_id", "messages"]
         };
-        let inputs = vec![
+        let mut inputs = vec![
             InputPort::new("prompts", InputType::columns(TableName::Prompts, columns)),
             InputPort::new("model", InputType::Model),
             InputPort::new("reference", InputType::Model).optional(),
         ];
+        if self.verify.needs_model() {
+            inputs.push(InputPort::new(local_judge::PORT, InputType::Model));
+        }
         let outputs: &[&str] = if self.lora.is_some() {
             &["model", "metrics", "rollouts", "adapter"]
         } else {
@@ -93,7 +97,9 @@ impl OperatorConfig for RlTrain {
     fn run(&self, context: &StageContext<'_>, io: &mut dyn StageIo) -> Result<(), OperatorError> {
         let rows = self.read(io)?;
         let (mut trainer, done) = Trainer::open(self, &rows, context, io)?;
-        trainer.train(done, io)?;
+        let trained = trainer.train(done, io);
+        trainer.verifier.tell_account(io);
+        trained?;
         trainer.finish(io)
     }
 }

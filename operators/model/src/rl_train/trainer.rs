@@ -22,6 +22,7 @@ use super::reward::Rewarder;
 use crate::alarms::AlarmState;
 use crate::checkpoint::{self, Carried};
 use crate::epoch_order::EpochOrder;
+use crate::local_judge::LocalJudge;
 use crate::memory_note::{plan_memory, size};
 use crate::metric_rows::record_step;
 use crate::processor::PromptEncoder;
@@ -82,9 +83,16 @@ impl<'a> Trainer<'a> {
         let demand = demand(config, &mut encoder, rows, &*policy, io)?;
         let plan = plan_memory(&*policy, &demand, io)?;
         let reference = config.open_reference(&folder, context, io)?;
+        let mut held = plan.peak();
         if let Some(Reference::Own(reference)) = &reference {
             let weights = reference.plan_memory(&MemoryDemand::default())?.weights;
-            tell_reference(weights, plan.peak(), plan.available, io)?;
+            tell_reference(weights, held, plan.available, io)?;
+            held += weights;
+        }
+        let mut verifier = Verifier::open(&config.verify, context, io)?;
+        if let Some(options) = config.verify.local_judge() {
+            let judge = LocalJudge::beside_training(options, held, plan.available, context, io)?;
+            verifier.set_model(Box::new(judge));
         }
         let (done, carried, files) =
             checkpoint::resume_with_files(&mut *policy, u64::from(config.steps), io)?;
@@ -98,7 +106,7 @@ impl<'a> Trainer<'a> {
         };
         let trainer = Self {
             recipe: config.recipe(),
-            verifier: Verifier::open(&config.verify, context, io)?,
+            verifier,
             rewarder: Rewarder::open(&config.score, config.verify.name(), io)?,
             recorder: Recorder {
                 config,
@@ -343,8 +351,10 @@ fn demand(
         }
     }
     let prompts = config.prompts_per_round(&config.recipe().filter);
+    let samples = config.samples as usize;
     Ok(MemoryDemand {
         train_tokens: longest + new_tokens,
+        call_tokens: prompts * (longest + samples * new_tokens),
         generate_tokens: longest + new_tokens,
         generate_concurrent: (prompts * config.samples as usize)
             .min(config.max_concurrent as usize),

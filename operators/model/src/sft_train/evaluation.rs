@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, LargeStringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use engine_core::policy::TokenizedPrompt;
+use engine_core::policy::{MemoryPlan, TokenizedPrompt};
 use engine_core::{Fault, ModelError, OperatorError, Policy, StageContext, StageIo, seed};
 use operators_verdict::{Outcome, wilson_interval};
 use operators_verifier::{Judged, Question, Verifier, VerifyConfig};
@@ -15,6 +15,7 @@ use schemas::tables::TEXT;
 use serde::{Deserialize, Serialize};
 
 use crate::faults::ValueFaults;
+use crate::local_judge::LocalJudge;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::{PromptRow, read_prompts};
 use crate::rollout::model_digest;
@@ -118,10 +119,6 @@ impl Evaluation {
         faults.at_least("max-concurrent", u64::from(self.max_concurrent), 1);
         self.keys()
             .check(self.temperature, self.max_new_tokens, &mut faults);
-        if self.verify.needs_model() {
-            let message = "a judge needs a server here: give it an `endpoint`";
-            faults.fault("verify", message.to_owned());
-        }
         let mut all = faults.or(&["evaluate"], ()).err().unwrap_or_default();
         all.extend(self.verify.faults(&VERIFY));
         all
@@ -237,6 +234,29 @@ impl<'a> Evaluator<'a> {
         let tokens = prompt_tokens.max().unwrap_or(0) + self.config.max_new_tokens as usize;
         let answers = self.rows.len() * self.config.samples as usize;
         (tokens, answers.min(self.config.max_concurrent as usize))
+    }
+
+    /// Loads the judge that is a model, beside the one that is trained.
+    ///
+    /// # Errors
+    /// When it cannot be loaded or does not fit.
+    pub(super) fn open_judge(
+        &mut self,
+        plan: &MemoryPlan,
+        context: &StageContext<'_>,
+        io: &dyn StageIo,
+    ) -> Result<(), OperatorError> {
+        if let Some(options) = self.config.verify.local_judge() {
+            let (held, available) = (plan.peak(), plan.available);
+            let judge = LocalJudge::beside_training(options, held, available, context, io)?;
+            self.verifier.set_model(Box::new(judge));
+        }
+        Ok(())
+    }
+
+    /// Tells what judges cost.
+    pub(super) fn tell_account(&self, io: &dyn StageIo) {
+        self.verifier.tell_account(io);
     }
 
     /// Whether the model is evaluated after this step.

@@ -198,3 +198,25 @@ fn a_run_with_every_option_goes_on_from_anywhere_as_if_it_had_not_been_broken_of
     stopped_at.dedup();
     assert!(stopped_at.len() > 5, "{stopped_at:?}");
 }
+
+#[test]
+fn a_loaded_judge_evaluates_beside_the_model() {
+    let verify = json!({"verify": {"judge": {"max-new-tokens": 40, "of": "completion"}}});
+    let stage = sft_train(&json!({"evaluate": evaluate(&verify)}));
+    let ports = stage.ports().inputs;
+    assert_eq!(ports.last().unwrap().name, "judge");
+    let mut backend = backend();
+    let processor = crate::processor::Processor::load(&model_folder()).unwrap();
+    let verdict = processor.encode_completion("VERDICT: CORRECT").unwrap();
+    backend.of_others = Some(vec![verdict]);
+    let mut io = io(&[RIGHT; 5]).with_model("judge", model_folder());
+    run(&stage, &backend, &mut io).unwrap();
+    let accuracy = metric(&io, "eval_accuracy");
+    assert!(
+        accuracy.iter().all(|(_, share)| *share == 1.0),
+        "{accuracy:?}"
+    );
+    let events = io.events.lock().unwrap();
+    let is_told = |event: &StageEvent| matches!(event, StageEvent::Note(note) if note.starts_with("judge: 1.0 GiB more"));
+    assert!(events.iter().any(is_told));
+}

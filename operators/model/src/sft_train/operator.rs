@@ -21,6 +21,7 @@ use super::sequences::{Dropped, Example, sequences};
 use super::trainer::{BEST, Trainer};
 use crate::checkpoint;
 use crate::epoch_order::EpochOrder;
+use crate::local_judge;
 use crate::memory_note::plan_memory;
 use crate::processor::PromptEncoder;
 use crate::sampling::load_encoder;
@@ -48,6 +49,9 @@ impl OperatorConfig for SftTrain {
         if let Some(evaluation) = &self.evaluate {
             let prompts = InputType::columns(TableName::Prompts, &evaluation.columns());
             inputs.push(InputPort::new(evaluation::PORT, prompts));
+            if evaluation.verify.needs_model() {
+                inputs.push(InputPort::new(local_judge::PORT, InputType::Model));
+            }
             outputs.push("rollouts");
         }
         if self.keep == Keep::Best {
@@ -125,7 +129,7 @@ impl OperatorConfig for SftTrain {
         let (examples, dropped) = self.examples(&mut encoder, io)?;
         let options = self.training_keys().load_options(context.seed);
         let mut policy = context.backend()?.load(&folder, &options)?;
-        let evaluator = match &self.evaluate {
+        let mut evaluator = match &self.evaluate {
             Some(config) => Some(Evaluator::open(
                 config,
                 &mut encoder,
@@ -139,10 +143,14 @@ impl OperatorConfig for SftTrain {
             evaluator.as_ref().map_or((0, 0), Evaluator::demand);
         let demand = MemoryDemand {
             train_tokens: examples.iter().map(Example::tokens).max().unwrap_or(0),
+            call_tokens: most_tokens(&examples, self.sequences_per_step as usize),
             generate_tokens,
             generate_concurrent,
         };
-        plan_memory(&*policy, &demand, io)?;
+        let plan = plan_memory(&*policy, &demand, io)?;
+        if let Some(evaluator) = &mut evaluator {
+            evaluator.open_judge(&plan, context, io)?;
+        }
         let steps = self.total_steps(examples.len());
         let (done, carried, files) = checkpoint::resume_with_files(&mut *policy, steps, io)?;
         if done == 0 {
@@ -162,7 +170,11 @@ impl OperatorConfig for SftTrain {
             best: files.map(|files| files.join(BEST)),
             carried,
         };
-        trainer.train(done, io)?;
+        let trained = trainer.train(done, io);
+        if let Some(evaluator) = &trainer.evaluator {
+            evaluator.tell_account(io);
+        }
+        trained?;
         trainer.finish(io)
     }
 }
@@ -193,4 +205,11 @@ impl SftTrain {
         }
         Ok((examples, dropped))
     }
+}
+
+/// Tokens of the longest examples that a step can have.
+fn most_tokens(examples: &[Example], sequences: usize) -> usize {
+    let mut lengths: Vec<usize> = examples.iter().map(Example::tokens).collect();
+    lengths.sort_unstable_by(|one, other| other.cmp(one));
+    lengths.iter().take(sequences).sum()
 }

@@ -286,8 +286,8 @@ fn wrong_settings_are_refused_where_they_are() {
         ),
         (
             json!({"evaluate": evaluate(&json!({"verify": {"judge": {"rubric": "Is it right?"}}}))}),
-            "evaluate/verify",
-            "endpoint",
+            "evaluate/verify/judge/rubric",
+            "does not show the answer",
         ),
         (
             json!({"min-learning-rate": 0.5}),

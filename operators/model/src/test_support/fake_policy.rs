@@ -32,6 +32,8 @@ pub(crate) enum Call {
 /// Loads [`FakePolicy`]s over fixed completions.
 pub(crate) struct FakeBackend {
     completions: Vec<Vec<u32>>,
+    /// Completions of models that are loaded to be used only, where they are others.
+    pub(crate) of_others: Option<Vec<Vec<u32>>>,
     /// Set, sampling goes round the completions by sample index instead of by probability.
     pub(crate) in_turn: bool,
     /// Makes the loss not finite at this call of `forward_backward`, counted from 0.
@@ -45,6 +47,7 @@ impl FakeBackend {
     pub(crate) fn new(completions: Vec<Vec<u32>>) -> Self {
         Self {
             completions,
+            of_others: None,
             in_turn: false,
             explode_at: None,
             positions: usize::MAX,
@@ -81,22 +84,25 @@ impl ModelBackend for FakeBackend {
 
     fn load(&self, _folder: &Path, options: &LoadOptions) -> Result<Box<dyn Policy>, ModelError> {
         self.calls.lock().unwrap().push(Call::Load(options.clone()));
+        let others = self.of_others.as_ref();
+        let others = others.filter(|_| options.training.is_none());
+        let completions = others.unwrap_or(&self.completions).clone();
         Ok(Box::new(FakePolicy {
             info: ModelInfo {
                 family: "fake".into(),
-                parameters: self.completions.len() as u64,
+                parameters: completions.len() as u64,
                 device: "cpu".into(),
             },
-            logits: vec![0.0; self.completions.len()],
-            gradient: vec![0.0; self.completions.len()],
-            average: vec![0.0; self.completions.len()],
-            base: vec![0.0; self.completions.len()],
+            logits: vec![0.0; completions.len()],
+            gradient: vec![0.0; completions.len()],
+            average: vec![0.0; completions.len()],
+            base: vec![0.0; completions.len()],
             averaging: options
                 .training
                 .as_ref()
                 .and_then(|training| training.averaging),
             in_use: WeightSet::Current,
-            completions: self.completions.clone(),
+            completions,
             in_turn: self.in_turn,
             explode_at: self.explode_at,
             positions: self.positions,

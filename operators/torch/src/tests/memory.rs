@@ -58,6 +58,7 @@ fn measure(training: Option<TrainOptions>, longest: usize, generate: usize) {
     let mut policy = backend.load(&model, &options).unwrap();
     let demand = MemoryDemand {
         train_tokens: longest,
+        call_tokens: 3 * longest,
         generate_tokens: if generate > 0 { 400 } else { 0 },
         generate_concurrent: generate,
     };

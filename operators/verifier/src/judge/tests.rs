@@ -175,6 +175,86 @@ fn what_a_server_refuses_fails_alone_and_faults_are_asked_again() {
     assert_eq!(outcomes(&judged), [Correct, Failed, Correct, Unparsed]);
     assert_says(&judged[1].reason, &["could not be asked", "400"]);
     assert_eq!(judged[0].verdict.extracted, None);
+    let open: Vec<bool> = judged.iter().map(|judged| judged.is_open).collect();
+    assert_eq!(
+        open,
+        [false, true, false, false],
+        "only what another day may decide"
+    );
+}
+
+#[test]
+fn what_a_judge_could_not_be_asked_is_open_only_where_it_can_decide() {
+    let server = JudgeServer::start(|_, request| {
+        let seed = request["seed"].as_u64().unwrap_or(1);
+        if told(request).contains("\nrefuse\n") {
+            Reply::Status("400 Bad Request")
+        } else if told(request).contains("\nhalf\n") && seed.is_multiple_of(2) {
+            Reply::Status("422 Unprocessable Entity")
+        } else {
+            says("VERDICT: CORRECT")
+        }
+    });
+    let endpoint = json!({ "url": server.url(), "model": "m" });
+    let asked = json!({ "judge": { "endpoint": endpoint, "of": "completion" } });
+    let math = json!({ "math": {} });
+    let judged_by = |value: Value, texts: &[&str]| {
+        let verifier = open(&config(value), std::path::Path::new(".")).unwrap();
+        let judged = judge(&verifier, texts);
+        let opens = judged.iter().map(|judged| judged.is_open);
+        (opens.collect::<Vec<bool>>(), outcomes(&judged))
+    };
+    // The rule says no, and the judge might have said yes: that is not a wrong answer.
+    let any = json!({ "any": { "of": [math, asked], "format": "any" } });
+    assert_eq!(
+        judged_by(any, &["refuse", "\\boxed{7}", "8"]),
+        (vec![true, false, false], vec![Failed, Correct, Correct])
+    );
+    let all = json!({ "all": { "of": [{ "regex": { "pattern": "r", "of": "completion" } }, asked], "format": "any" } });
+    assert_eq!(
+        judged_by(all, &["refuse", "8"]),
+        (vec![true, false], vec![Failed, Wrong])
+    );
+    // Most votes are there, whatever the others would be.
+    let votes = json!({ "judge": {
+        "endpoint": endpoint, "of": "completion", "votes": 9, "temperature": 1.0,
+    } });
+    let (is_open, decided) = judged_by(votes, &["half", "8"]);
+    let heard = server.requests().into_iter().filter(|request| {
+        told(request).contains("\nhalf\n") && !request["seed"].as_u64().unwrap().is_multiple_of(2)
+    });
+    let is_decided = 2 * heard.count() > 9;
+    assert_eq!(is_open, [!is_decided, false]);
+    assert_eq!(decided[0], if is_decided { Correct } else { Failed });
+}
+
+#[test]
+fn the_account_has_what_every_judge_was_asked() {
+    let server = JudgeServer::start(|_, _| says("VERDICT: CORRECT"));
+    let judge_of = |revision: Option<&str>| {
+        json!({ "judge": { "of": "completion", "endpoint": {
+            "url": server.url(), "model": "m", "revision": revision, "price": { "input": 2000.0, "output": 10000.0 },
+        } } })
+    };
+    let both = json!({ "all": { "of": [judge_of(None), { "any": { "of": [judge_of(Some("2"))] } }], "format": "any" } });
+    let verifier = open(&config(both), std::path::Path::new(".")).unwrap();
+    let view = NoView::default();
+    verifier.tell_account(&view);
+    assert!(
+        view.notes.lock().unwrap().is_empty(),
+        "nothing was asked yet"
+    );
+    for _ in 0..2 {
+        verifier.judge(&[ask("seven"), ask("8")], &view).unwrap();
+    }
+    verifier.tell_account(&view);
+    assert_eq!(
+        *view.notes.lock().unwrap(),
+        [
+            "judge: asked m: 2 answers, 2 more known from equal questions, 10 tokens in, 6 out, cost 0.0800",
+            "judge: asked m@2: 2 answers, 2 more known from equal questions, 10 tokens in, 6 out, cost 0.0800",
+        ]
+    );
 }
 
 #[test]

@@ -37,8 +37,24 @@ enum State {
         is_correct: bool,
         why: String,
     },
-    /// The judge cannot be asked this.
-    Refused(String),
+    Silent(Silence),
+}
+
+/// Why a judge does not reply.
+#[derive(Debug)]
+pub(super) enum Silence {
+    /// It would not the next time: the question does not fit the model.
+    ForGood(String),
+    /// A server failed, or refuses what another setting of it may take: it is worth asking again.
+    ForNow(String),
+}
+
+impl Silence {
+    fn message(&self) -> &str {
+        match self {
+            Self::ForGood(message) | Self::ForNow(message) => message,
+        }
+    }
 }
 
 impl Votes {
@@ -78,12 +94,12 @@ impl Votes {
     }
 
     /// Takes what the judge replied.
-    pub(super) fn hear(&mut self, at: usize, reply: Result<String, String>) {
+    pub(super) fn hear(&mut self, at: usize, reply: Result<String, Silence>) {
         let vote = &mut self.votes[at];
         let reply = match reply {
             Ok(reply) => reply,
-            Err(message) => {
-                vote.state = State::Refused(message);
+            Err(silence) => {
+                vote.state = State::Silent(silence);
                 return;
             }
         };
@@ -112,6 +128,12 @@ impl Votes {
     }
 }
 
+impl Vote {
+    fn is_silent_for_now(&self) -> bool {
+        matches!(self.state, State::Silent(Silence::ForNow(_)))
+    }
+}
+
 /// More than half of all votes decide.
 fn decide(votes: &[Vote]) -> Opinion {
     let counted = |wanted: bool| {
@@ -123,7 +145,11 @@ fn decide(votes: &[Vote]) -> Opinion {
         .into_iter()
         .find(|wanted| 2 * counted(*wanted).count() > votes.len());
     let Some(majority) = majority else {
-        return Opinion::new(Outcome::Failed, undecided(votes, correct, wrong));
+        let silent = votes.iter().filter(|vote| vote.is_silent_for_now());
+        return Opinion {
+            is_open: 2 * (correct.max(wrong) + silent.count()) > votes.len(),
+            ..Opinion::new(Outcome::Failed, undecided(votes, correct, wrong))
+        };
     };
     let mut reason = counted(majority)
         .find_map(|vote| match &vote.state {
@@ -151,7 +177,10 @@ fn decide(votes: &[Vote]) -> Opinion {
 /// Why votes decide nothing.
 fn undecided(votes: &[Vote], correct: usize, wrong: usize) -> String {
     let trouble = votes.iter().find_map(|vote| match &vote.state {
-        State::Refused(message) => Some(format!("the judge could not be asked: {message}")),
+        State::Silent(silence) => {
+            let message = silence.message();
+            Some(format!("the judge could not be asked: {message}"))
+        }
         State::Unclear => {
             let replies = vote.turns.iter().rev();
             let said = replies.into_iter().find(|(role, _)| *role == "assistant");

@@ -3,6 +3,7 @@
 mod algorithms;
 mod basics;
 mod filters;
+mod judges;
 mod reference;
 mod refusals;
 mod resuming;

@@ -169,7 +169,11 @@ fn other_settings_that_cannot_work_are_refused_with_the_fix() {
             "filter/drop/min-accuracy",
             "exchange them",
         ),
-        (json!({"alarms": [alarm]}), "alarms", "no metric `rewards`"),
+        (
+            json!({"alarms": [alarm]}),
+            "alarms/0/metric",
+            "no metric `rewards`",
+        ),
         (
             json!({"score": {"accuracy": 1.0, "sql": {"x": {"weight": 1.0, "expression": " "}}}}),
             "score/sql/x/expression",
