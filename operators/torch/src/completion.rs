@@ -26,8 +26,10 @@ use crate::model::{Model, indices};
 const MICRO_BATCH_TOKENS: usize = 16_384;
 /// The same on the CPU, where a micro-batch is one thread's work.
 const CPU_MICRO_BATCH_TOKENS: usize = 4096;
-/// Below this many token positions a micro-batch costs more to start than another thread saves.
-const CPU_SMALLEST_JOB: usize = 512;
+/// A micro-batch with fewer token positions times the model's width costs more to start than another thread saves; and the fewest and
+/// most token positions that this asks for: the gradients of each are added to those of others.
+const CPU_SMALLEST_JOB: usize = 1 << 17;
+const CPU_SMALLEST_TOKENS: [usize; 2] = [128, 512];
 /// Micro-batches that a call on the CPU is cut into, if it is neither small nor large.
 const CPU_JOBS: usize = 4;
 
@@ -59,7 +61,7 @@ pub(crate) fn most_tokens_of(model: &Model, asked: Option<usize>, call: usize) -
         call.min(limit)
     } else {
         // A micro-batch may be half a sequence longer than its share.
-        cpu_share(call).min(limit)
+        cpu_share(model, call).min(limit)
     }
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn micro_batches(
     let share = if model.device.is_cuda() {
         limit
     } else {
-        cpu_share(total).min(limit)
+        cpu_share(model, total).min(limit)
     };
     let mut batches = Vec::new();
     let mut batch = MicroBatch::default();
@@ -171,10 +173,13 @@ fn order(model: &Model, sequences: &[TrainSequence]) -> Result<Vec<Item>, ModelE
     Ok(order)
 }
 
-/// Token positions of a micro-batch on the CPU, for a call with this many. It depends on the data alone, so that the
-/// number of threads changes no result.
-fn cpu_share(tokens: usize) -> usize {
-    let jobs = match tokens / CPU_SMALLEST_JOB {
+/// Token positions of a micro-batch on the CPU, for a call with this many. It depends on data and model alone, so that the number of
+/// threads changes no result.
+fn cpu_share(model: &Model, tokens: usize) -> usize {
+    let width = usize::try_from(model.config.text.hidden).unwrap_or(1);
+    let [fewest, most] = CPU_SMALLEST_TOKENS;
+    let least = (CPU_SMALLEST_JOB / width.max(1)).clamp(fewest, most);
+    let jobs = match tokens / least {
         0 | 1 => 1,
         2 | 3 => 2,
         _ => CPU_JOBS,
