@@ -35,6 +35,35 @@ enum Way<'a> {
     },
 }
 
+/// Log-probabilities of tokens alone.
+///
+/// # Shapes
+/// - `logits`: `[n, v]`; `tokens` and the result: `[n]`
+///
+/// # Errors
+/// When a GPU refuses.
+pub(crate) fn logprobs(
+    logits: &Tensor,
+    tokens: &Tensor,
+    fused: Option<&Fused>,
+) -> Result<Tensor, ModelError> {
+    if let Some(fused) = fused {
+        let [_, logprobs, _] = fused.distribution(logits, tokens)?;
+        return Ok(logprobs);
+    }
+    let log_shares = logits
+        .to_kind(wide_kind(logits.kind()))
+        .log_softmax(-1, None);
+    Ok(picked(&log_shares, tokens))
+}
+
+/// `[n, v]`, `[n]` -> `[n]`
+fn picked(log_shares: &Tensor, tokens: &Tensor) -> Tensor {
+    log_shares
+        .gather(1, &tokens.unsqueeze(1), false)
+        .squeeze_dim(1)
+}
+
 impl<'a> Distribution<'a> {
     /// # Shapes
     /// - `logits`: `[n, v]`, whose memory is used up; `tokens`: `[n]`
@@ -65,9 +94,7 @@ impl<'a> Distribution<'a> {
         drop(logits);
         let shares = log_shares.exp();
         Ok(Self {
-            logprobs: log_shares
-                .gather(1, &tokens.unsqueeze(1), false)
-                .squeeze_dim(1),
+            logprobs: picked(&log_shares, &tokens),
             entropies: (&shares * &log_shares)
                 .sum_dim_intlist(-1_i64, false, None::<Kind>)
                 .neg(),
@@ -165,6 +192,8 @@ mod tests {
             }
             let graph = Tensor::run_backward(&[&value], &[&leaf], true, false).remove(0);
             let found = Distribution::new(leaf.detach(), &tokens, None).unwrap();
+            let alone = super::logprobs(&leaf.detach(), &tokens, None).unwrap();
+            assert_eq!(found.logprobs, alone);
             for (one, two) in [(&found.logprobs, &logprobs), (&found.entropies, &entropies)] {
                 assert!((one - two).abs().max().double_value(&[]) < 1e-12);
             }

@@ -8,7 +8,7 @@ use engine_core::error::ModelError;
 use engine_core::policy::{Loss, LossReport};
 use tch::{Device, Kind, Tensor};
 
-use crate::distribution::Distribution;
+use crate::distribution::{self, Distribution};
 use crate::fused::Fused;
 use crate::loss::{self, Tally, TokenTargets, weighted_loss};
 use crate::model::language::Language;
@@ -67,7 +67,8 @@ impl Head<'_> {
         for (start, length) in self.chunks(&hidden_nw) {
             let states = hidden_nw.narrow(0, start, length);
             let targets = of_tokens.narrow(start, length);
-            let distribution = self.distribution(&states, targets.tokens())?;
+            let distribution =
+                Distribution::new(self.logits(&states), targets.tokens(), self.fused)?;
             let (tally, [of_logprobs, of_entropies]) =
                 token_gradients(&distribution, &targets, loss);
             tallies.push(tally);
@@ -126,18 +127,13 @@ impl Head<'_> {
             .map(|(start, length)| {
                 let states = hidden_nw.narrow(0, start, length);
                 let tokens = tokens_n.narrow(0, start, length);
-                Ok(self.distribution(&states, &tokens)?.logprobs)
+                distribution::logprobs(&self.logits(&states), &tokens, self.fused)
             })
             .collect()
     }
 
-    fn distribution(
-        &self,
-        states: &Tensor,
-        tokens: &Tensor,
-    ) -> Result<Distribution<'_>, ModelError> {
-        let logits = wide::linear(states, &self.language.head, None);
-        Distribution::new(logits, tokens, self.fused)
+    fn logits(&self, states: &Tensor) -> Tensor {
+        wide::linear(states, &self.language.head, None)
     }
 
     /// First row and number of rows of each chunk.

@@ -185,7 +185,6 @@ fn a_pass_has_no_more_tokens_than_asked() {
     }
 }
 
-/// Not yet run: it was written on a machine without one.
 #[test]
 #[ignore = "needs a GPU"]
 fn on_a_gpu_gradients_lose_no_more_than_in_16_bits_on_the_cpu() {
