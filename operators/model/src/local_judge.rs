@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use engine_core::policy::{LoadOptions, MemoryDemand, TokenizedPrompt};
-use engine_core::{ModelError, OperatorError, Policy, StageContext, StageEvent, StageView};
+use engine_core::{ModelError, OperatorError, Policy, StageContext, StageView};
 use operators_verifier::{Conversation, JudgeModel, JudgeOptions};
 
-use crate::memory_note::size;
+use crate::memory_note::tell_beside;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::{ContentPart, Message, PromptRow};
 use crate::sampling::{Asked, SamplingPlan, load_encoder, progress, sample_prompts};
@@ -73,18 +73,8 @@ impl LocalJudge {
             ..Self::open(options, PORT, context, view)?
         };
         let weights = judge.policy.plan_memory(&MemoryDemand::default())?.weights;
-        let text = format!(
-            "judge: {} more, together at most {} of {}",
-            size(weights),
-            size(held + weights),
-            size(available)
-        );
-        if held + weights > available {
-            return Err(OperatorError::Data(format!(
-                "{text}; take a smaller judge, set its `precision: bfloat16`, or serve it elsewhere and give its `endpoint`"
-            )));
-        }
-        view.event(StageEvent::Note(text));
+        let advice = "take a smaller judge, set its `precision: bfloat16`, or serve it elsewhere and give its `endpoint`";
+        tell_beside(("judge", weights), held, available, advice, view)?;
         Ok(judge)
     }
 

@@ -18,6 +18,30 @@ pub(crate) fn plan_memory(
     Ok(plan)
 }
 
+/// Tells what a model takes that is loaded beside what is planned, of which `held` are the bytes at the peak.
+///
+/// # Errors
+/// When it does not fit, with `advice`.
+pub(crate) fn tell_beside(
+    (name, weights): (&str, u64),
+    held: u64,
+    available: u64,
+    advice: &str,
+    view: &dyn StageView,
+) -> Result<(), OperatorError> {
+    let text = format!(
+        "{name}: {} more, together at most {} of {}",
+        size(weights),
+        size(held + weights),
+        size(available)
+    );
+    if held + weights > available {
+        return Err(OperatorError::Data(format!("{text}; {advice}")));
+    }
+    view.event(StageEvent::Note(text));
+    Ok(())
+}
+
 /// A plan in one line: its parts, the peak, and what is there.
 pub(crate) fn memory_note(plan: &MemoryPlan) -> String {
     let parts = [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine_core::policy::{LoadOptions, MemoryDemand, WeightSet};
-use engine_core::{ModelError, OperatorError, Policy, StageContext, StageEvent, StageIo, seed};
+use engine_core::{ModelError, OperatorError, Policy, StageContext, StageIo, seed};
 use operators_verifier::Verifier;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ use crate::alarms::AlarmState;
 use crate::checkpoint::{self, Carried};
 use crate::epoch_order::EpochOrder;
 use crate::local_judge::LocalJudge;
-use crate::memory_note::{plan_memory, size};
+use crate::memory_note::{plan_memory, tell_beside};
 use crate::metric_rows::record_step;
 use crate::processor::PromptEncoder;
 use crate::prompt_rows::PromptRow;
@@ -86,7 +86,15 @@ impl<'a> Trainer<'a> {
         let mut held = plan.peak();
         if let Some(Reference::Own(reference)) = &reference {
             let weights = reference.plan_memory(&MemoryDemand::default())?.weights;
-            tell_reference(weights, held, plan.available, io)?;
+            let advice =
+                "train with `lora`, whose reference model takes no memory, or leave `kl` out";
+            tell_beside(
+                ("reference model", weights),
+                held,
+                plan.available,
+                advice,
+                io,
+            )?;
             held += weights;
         }
         let mut verifier = Verifier::open(&config.verify, context, io)?;
@@ -359,26 +367,4 @@ fn demand(
         generate_concurrent: (prompts * config.samples as usize)
             .min(config.max_concurrent as usize),
     })
-}
-
-/// Tells what the reference model takes beside the plan.
-fn tell_reference(
-    weights: u64,
-    peak: u64,
-    available: u64,
-    io: &dyn StageIo,
-) -> Result<(), OperatorError> {
-    let text = format!(
-        "reference model: {} more, together at most {} of {}",
-        size(weights),
-        size(peak + weights),
-        size(available)
-    );
-    if peak + weights > available {
-        return Err(OperatorError::Data(format!(
-            "{text}; train with `lora`, whose reference model takes no memory, or leave `kl` out"
-        )));
-    }
-    io.event(StageEvent::Note(text));
-    Ok(())
 }
