@@ -70,6 +70,9 @@ pub(crate) fn generate(
     params: &SamplingParams,
     watch: &mut dyn GenerationWatch,
 ) -> Result<Vec<Completion>, ModelError> {
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
     let models = replicas();
     let is_exact = models.iter().all(|model| !model.device.is_cuda());
     if is_exact && !params.apart.is_empty() {

@@ -252,3 +252,14 @@ fn runs_that_are_decoded_apart_are_the_same_beside_any_others() {
     swapped.extend_from_slice(&all[..45]);
     assert_eq!(swapped, run(&[1..2, 0..1], 2));
 }
+
+/// Callers may find that none of their prompts fits, and ask all the same.
+#[test]
+fn nothing_asked_is_nothing_sampled() {
+    assert!(generate(&[], &sampling(64)).is_empty());
+    let apart = SamplingParams {
+        apart: vec![0],
+        ..sampling(64)
+    };
+    assert!(generate(&[], &apart).is_empty());
+}
