@@ -12,7 +12,7 @@ use engine_core::policy::{
 };
 
 use super::Gpu;
-use super::decode::{Graphs, StepKind, step_words, width};
+use super::decode::{Graphs, ItemCounts, StepKind, step_words, width};
 use super::kernels::PAGE;
 use super::memory::{DRAW_WORDS, Memory, PARAM_WORDS};
 use super::sequence::{Prompt, Queue, Sequence, Waiting, check_params, is_plain, own_page_count};
@@ -60,7 +60,7 @@ pub(super) struct Batch<'a> {
     pub(super) params: Vec<i32>,
     pub(super) own_pages: Vec<i32>,
     pub(super) prompt_spans: Vec<i32>,
-    pub(super) item_count: usize,
+    pub(super) items: ItemCounts,
     /// Whether the tables are newer than the device's.
     pub(super) is_changed: bool,
 }
@@ -107,7 +107,7 @@ impl<'a> Batch<'a> {
             params: vec![0; count * PARAM_WORDS],
             own_pages: vec![0; count * memory.own_pages_each],
             prompt_spans: vec![0; count],
-            item_count: 0,
+            items: ItemCounts::default(),
             is_changed: false,
             memory,
         })
@@ -145,7 +145,7 @@ impl<'a> Batch<'a> {
             .iter()
             .map(|slot| slot.as_ref().and_then(is_going))
             .collect();
-        let Some(words) = step_words(rows, &mut self.slots, &self.prompts, self.item_count) else {
+        let Some(words) = step_words(rows, &mut self.slots, &self.prompts, self.items) else {
             return Ok(());
         };
         self.uploads
@@ -154,6 +154,7 @@ impl<'a> Batch<'a> {
         let kind = StepKind {
             rows: rows as i64,
             is_plain: self.is_plain(),
+            is_together: self.items.together > 0,
         };
         self.gpu
             .decode(self.model, &self.memory, &mut self.graphs, kind)?;

@@ -33,6 +33,8 @@ pub(super) fn width(sequences: usize) -> i64 {
 pub(super) struct StepKind {
     pub(super) rows: i64,
     pub(super) is_plain: bool,
+    /// Whether sequences share prompts in such numbers that `attend_together` is for them.
+    pub(super) is_together: bool,
 }
 
 /// Recorded steps; `None` for a kind that has run once, so that everything that it needs is loaded.
@@ -65,7 +67,7 @@ pub(super) fn step_words(
     rows: usize,
     slots: &mut [Option<Sequence>],
     prompts: &[Option<Prompt>],
-    items: usize,
+    items: ItemCounts,
 ) -> Option<Vec<i32>> {
     let layout = Layout { rows };
     let mut words = vec![0; layout.all()];
@@ -91,15 +93,24 @@ pub(super) fn step_words(
         sequence.launched += 1;
         going_on += 1;
     }
-    words[layout.counts()] = items as i32;
+    words[layout.counts()] = items.alone as i32;
     words[layout.counts() + 1] = longest.div_ceil(OWN_SPAN) as i32;
+    words[layout.counts() + 2] = items.together as i32;
     (going_on > 0).then_some(words)
+}
+
+/// Numbers of prompts' spans that `attend_together` takes, and `attend`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ItemCounts {
+    pub(super) together: usize,
+    pub(super) alone: usize,
 }
 
 /// The list of prompts' spans for the sequences in the batch.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Items {
-    /// Four words each.
+    pub(super) counts: ItemCounts,
+    /// Four words each, those for `attend_together` first.
     pub(super) items: Vec<i32>,
     pub(super) heads: Vec<i32>,
     pub(super) members: Vec<i32>,
@@ -107,12 +118,12 @@ pub(super) struct Items {
 }
 
 impl Items {
-    /// `together` sequences share an item at most.
+    /// `most` sequences share an item of `attend` and of `attend_together`.
     pub(super) fn of(
         slots: &[Option<Sequence>],
         prompts: &[Option<Prompt>],
         key_heads: i64,
-        together: usize,
+        [most, most_together]: [usize; 2],
     ) -> Self {
         let mut by_prompt: BTreeMap<usize, Vec<i32>> = BTreeMap::new();
         for (slot, sequence) in slots.iter().enumerate() {
@@ -124,6 +135,7 @@ impl Items {
             }
         }
         let mut list = Self::default();
+        let mut alone = Self::default();
         for (prompt, members) in by_prompt {
             let prompt = prompts[prompt].as_ref().expect("a sequence has a prompt");
             let (members_at, pages_at) = (list.members.len(), list.pages.len());
@@ -134,18 +146,30 @@ impl Items {
                 let count = (tokens - span * PROMPT_SPAN).min(PROMPT_SPAN);
                 let pages = pages_at + span * (PROMPT_SPAN / PAGE);
                 for head in 0..key_heads as i32 {
-                    for start in (0..members.len()).step_by(together) {
-                        list.items.extend([
+                    for start in (0..members.len()).step_by(most_together) {
+                        let sequences = (members.len() - start).min(most_together);
+                        let target = if sequences > most {
+                            &mut list
+                        } else {
+                            &mut alone
+                        };
+                        target.items.extend([
                             (members_at + start) as i32,
-                            (members.len() - start).min(together) as i32,
+                            sequences as i32,
                             pages as i32,
                             (count | span << 16) as i32,
                         ]);
-                        list.heads.push(head);
+                        target.heads.push(head);
                     }
                 }
             }
         }
+        list.counts = ItemCounts {
+            together: list.heads.len(),
+            alone: alone.heads.len(),
+        };
+        list.items.extend(alone.items);
+        list.heads.extend(alone.heads);
         list
     }
 }
@@ -198,6 +222,7 @@ impl Gpu {
             own_pages: &memory.own_pages,
             own_pages_each: memory.own_pages_each as i32,
             spans: memory.spans as i32,
+            is_together: kind.is_together,
             lengths: word(layout.lengths()),
             counts: word(layout.counts()),
             sums: &memory.sums,
@@ -327,14 +352,18 @@ mod tests {
     fn a_step_runs_the_last_token_of_each_sequence_at_its_place() {
         let prompts = [prompt(10, &[0]), prompt(3, &[1])];
         let mut slots = [sequence(0, 1, &[5]), None, sequence(1, 66, &[7, 9])];
-        let words = step_words(4, &mut slots, &prompts, 6).unwrap();
+        let items = ItemCounts {
+            together: 2,
+            alone: 6,
+        };
+        let words = step_words(4, &mut slots, &prompts, items).unwrap();
         assert_eq!(words[..4], [10, 0, 3 + 65, 0]);
         assert_eq!(words[12..16], [1, 0, 66, 0]);
-        assert_eq!(words[16..18], [6, 1]);
+        assert_eq!(words[16..19], [6, 1, 2]);
         assert_eq!(words[20..24], [0, 0, 1, 0]);
         assert_eq!((words[25], words[28], words[30]), (-1, 2, 66));
         assert_eq!(slots[2].as_ref().unwrap().launched, 67);
-        assert!(step_words(2, &mut [None, None], &prompts, 0).is_none());
+        assert!(step_words(2, &mut [None, None], &prompts, items).is_none());
     }
 
     #[test]
@@ -346,14 +375,20 @@ mod tests {
             sequence(0, 1, &[]),
             sequence(0, 1, &[]),
         ];
-        let list = Items::of(&slots, &prompts, 2, 2);
+        let list = Items::of(&slots, &prompts, 2, [1, 2]);
         assert_eq!(list.members, [0, 2, 3, 1]);
         assert_eq!(list.pages, [3, 4, 5, 6, 7, 9]);
-        // The first span of the first prompt, head 0: two items.
-        assert_eq!(list.items[..8], [0, 2, 0, 256, 2, 1, 0, 256]);
-        // Its second span has 44 tokens from the fifth page on.
-        assert_eq!(list.items[16..20], [0, 2, 4, 0x1_0000 + 44]);
+        let counts = ItemCounts {
+            together: 4,
+            alone: 6,
+        };
+        assert_eq!(list.counts, counts);
+        // Two of the first prompt's sequences, head 0 and head 1 of its first span; its second has 44 tokens from the fifth page on.
+        assert_eq!(list.items[..8], [0, 2, 0, 256, 0, 2, 0, 256]);
+        assert_eq!(list.items[8..12], [0, 2, 4, 0x1_0000 + 44]);
+        // Its third sequence, and that of the other prompt.
+        assert_eq!(list.items[16..20], [2, 1, 0, 256]);
         assert_eq!(list.items[32..36], [3, 1, 5, 5]);
-        assert_eq!(list.heads, [0, 0, 1, 1, 0, 0, 1, 1, 0, 1]);
+        assert_eq!(list.heads, [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]);
     }
 }

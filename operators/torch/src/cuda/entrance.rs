@@ -228,9 +228,9 @@ impl Batch<'_> {
             text.key_heads,
             self.gpu.kernels.item_sequences(),
         );
-        self.item_count = list.heads.len();
+        self.items = list.counts;
         debug_assert!(
-            self.item_count <= self.memory.most_items,
+            list.heads.len() <= self.memory.most_items,
             "the list was planned"
         );
         let (stream, memory) = (&self.gpu.stream, &self.memory);

@@ -13,9 +13,8 @@ pub(super) const PAGE: usize = 64;
 pub(super) const OWN_SPAN: usize = 128;
 /// The same for prompts.
 pub(super) const PROMPT_SPAN: usize = 256;
-/// Rows of queries that share a read of keys.
+/// Rows of queries of a warp of `attend` and `attend_together`, and warps of their blocks.
 const TILE_ROWS: i64 = 16;
-/// Warps of a block of `attend`.
 const ATTENTION_WARPS: u32 = 4;
 /// Segments of the vocabulary that are summed apart, warps of a block that sums, and threads of blocks that pick and cut.
 pub(super) const SEGMENTS: usize = 128;
@@ -62,6 +61,7 @@ pub(super) struct Kernels {
     rotate_store: Function,
     silu_gate: Function,
     attend: Function,
+    attend_together: Function,
     sum_plain: Function,
     pick_plain: Function,
     cut_any: Function,
@@ -85,9 +85,12 @@ pub(super) struct SpanTables<'a> {
     pub(super) own_pages: &'a Tensor,
     pub(super) own_pages_each: i32,
     pub(super) spans: i32,
+    /// Whether there are items of `attend_together`.
+    pub(super) is_together: bool,
     /// Address of the lengths of the sequences' own tokens.
     pub(super) lengths: u64,
-    /// Address of the number of items and of the longest own spans.
+    /// Address of the number of items of `attend`, of the spans of the longest sequence's own tokens, and of the items of
+    /// `attend_together`, which come first in the list.
     pub(super) counts: u64,
     pub(super) sums: &'a Tensor,
     pub(super) maxima: &'a Tensor,
@@ -130,6 +133,7 @@ impl Kernels {
             format!("-DVOCAB={}", config.vocab),
             format!("-DPAGE={PAGE}"),
             format!("-DOWN_SPAN={OWN_SPAN}"),
+            format!("-DPROMPT_SPAN={PROMPT_SPAN}"),
             format!("-DNORM_THREADS={norm_threads}"),
         ];
         let module = Module::load(&compile(SOURCE, &options, capability)?)?;
@@ -141,6 +145,7 @@ impl Kernels {
             rotate_store: module.function("rotate_store")?,
             silu_gate: module.function("silu_gate")?,
             attend: module.function("attend")?,
+            attend_together: module.function("attend_together")?,
             sum_plain: module.function("sum_plain")?,
             pick_plain: module.function("pick_plain")?,
             cut_any: module.function("cut_any")?,
@@ -153,9 +158,11 @@ impl Kernels {
         })
     }
 
-    /// Sequences that share the reads of one item of `attend`.
-    pub(super) fn item_sequences(&self) -> usize {
-        usize::try_from(TILE_ROWS / (self.config.heads / self.config.key_heads)).unwrap_or(1)
+    /// Sequences that share an item of `attend` and of `attend_together` at most.
+    pub(super) fn item_sequences(&self) -> [usize; 2] {
+        let of_warp = TILE_ROWS / (self.config.heads / self.config.key_heads);
+        [of_warp, of_warp * i64::from(ATTENTION_WARPS)]
+            .map(|count| usize::try_from(count).unwrap_or(1))
     }
 
     fn epsilon(&self) -> Argument {
@@ -313,8 +320,18 @@ impl Kernels {
             (rows as i32).into(),
             tables.counts.into(),
         ];
-        let size = ([2 * self.processors, 1], 32 * ATTENTION_WARPS);
-        self.attend.launch(stream, size, &arguments)
+        // As many blocks as the multiprocessors hold: each goes through many spans.
+        let [alone, together] = if self.config.head_dim > 64 {
+            [2, 3]
+        } else {
+            [3, 4]
+        };
+        let size = |blocks| ([blocks * self.processors, 1], 32 * ATTENTION_WARPS);
+        if tables.is_together {
+            self.attend_together
+                .launch(stream, size(together), &arguments)?;
+        }
+        self.attend.launch(stream, size(alone), &arguments)
     }
 
     /// Draws tokens; `is_plain` when no sequence has penalties, forbidden tokens or truncation.
