@@ -1,9 +1,13 @@
-//! Choice of the device and the late opening of the CUDA part of libtorch.
+//! Choice of the device, the late opening of the CUDA part of libtorch, and what is brought to the device.
 
 use std::path::PathBuf;
 
 use engine_core::error::ModelError;
-use tch::Device;
+use tch::kind::Element;
+use tch::{Device, Tensor};
+
+/// The largest piece that goes through page-locked memory, in bytes: libtorch keeps such memory for good.
+const MOST_PINNED: usize = 64 << 20;
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +61,25 @@ pub(crate) fn name(device: Device) -> String {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(number) => format!("cuda:{number}"),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A vector on a device, see [`send`].
+pub(crate) fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
+    send(&Tensor::from_slice(values), device)
+}
+
+/// Brings a tensor of the host to a device. On a GPU it is there when what runs next on libtorch's stream looks at it, and the host does
+/// not wait for what was queued before: libtorch uses the page-locked memory again only when the copy out of it is done.
+pub(crate) fn send(host: &Tensor, device: Device) -> Tensor {
+    let bytes = host.numel() * host.kind().elt_size_in_bytes();
+    if !device.is_cuda() || !(1..=MOST_PINNED).contains(&bytes) {
+        return host.to_device(device);
+    }
+    match host.f_internal_pin_memory(device) {
+        Ok(pinned) => pinned.to_device_(device, pinned.kind(), true, false),
+        // Where the host has no more memory that may be locked.
+        Err(_) => host.to_device(device),
     }
 }
 

@@ -18,9 +18,14 @@ use crate::wide;
 /// Logits that are held at a time: some threads of a CPU have as many each.
 const CPU_LOGITS: i64 = 1 << 24;
 const GPU_LOGITS: i64 = 1 << 28;
+/// The same in training where the gradient takes the place of the logits: each chunk's product is added to the gradient of the whole
+/// head, which is as much to read and write for few rows as for many.
+const GPU_LEARNT_LOGITS: i64 = 1 << 29;
 
 /// Rows that go through the head together on a GPU at least: fewer leave it idle.
 const GPU_ROWS: i64 = 512;
+/// Rows of a chunk on a GPU are a multiple of this, but for the last: products of odd sizes are slower.
+const GPU_STEP: i64 = 128;
 
 /// The head and how it is run.
 #[derive(Clone, Copy, Debug)]
@@ -29,13 +34,49 @@ pub(crate) struct Head<'a> {
     pub(crate) fused: Option<&'a Fused>,
 }
 
-/// Rows that go through the head together.
-pub(crate) fn chunk_rows(vocab: i64, device: Device) -> i64 {
-    if device.is_cuda() {
-        (GPU_LOGITS / vocab).max(GPU_ROWS)
-    } else {
-        (CPU_LOGITS / vocab).max(1)
+/// What the head is run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Scoring,
+    Learning,
+}
+
+/// Rows that go through the head together in training at most; `has_kernels` as in `fused/`.
+pub(crate) fn chunk_rows(vocab: i64, device: Device, has_kernels: bool) -> i64 {
+    most_rows(Use::Learning, vocab, device, has_kernels)
+}
+
+fn most_rows(what: Use, vocab: i64, device: Device, has_kernels: bool) -> i64 {
+    if !device.is_cuda() {
+        return (CPU_LOGITS / vocab).max(1);
     }
+    let logits = if has_kernels && what == Use::Learning {
+        GPU_LEARNT_LOGITS
+    } else {
+        GPU_LOGITS
+    };
+    (logits / vocab / GPU_STEP * GPU_STEP).max(GPU_ROWS)
+}
+
+/// Rows of each chunk of `count` rows, none with more than `most`. On the CPU all but the last have as many; on a GPU they are as equal
+/// as multiples of `GPU_STEP` can be, the largest first, so that memory of a chunk serves those after it.
+fn shares(count: i64, most: i64, device: Device) -> Vec<i64> {
+    let chunks = (count + most - 1) / most;
+    let full = |index: i64| {
+        if !device.is_cuda() {
+            return most;
+        }
+        let steps = (count + GPU_STEP - 1) / GPU_STEP;
+        (steps / chunks + i64::from(index < steps % chunks)) * GPU_STEP
+    };
+    let mut left = count;
+    (0..chunks)
+        .map(|index| {
+            let rows = full(index).min(left);
+            left -= rows;
+            rows
+        })
+        .collect()
 }
 
 impl Head<'_> {
@@ -64,7 +105,7 @@ impl Head<'_> {
         };
         let of_tokens = measured.as_ref().unwrap_or(targets);
         let (mut tallies, mut gradients) = (Vec::new(), Vec::new());
-        for (start, length) in self.chunks(&hidden_nw) {
+        for (start, length) in self.chunks(&hidden_nw, Use::Learning) {
             let states = hidden_nw.narrow(0, start, length);
             let targets = of_tokens.narrow(start, length);
             let distribution =
@@ -123,7 +164,7 @@ impl Head<'_> {
         hidden_nw: &Tensor,
         tokens_n: &Tensor,
     ) -> Result<Vec<Tensor>, ModelError> {
-        self.chunks(hidden_nw)
+        self.chunks(hidden_nw, Use::Scoring)
             .map(|(start, length)| {
                 let states = hidden_nw.narrow(0, start, length);
                 let tokens = tokens_n.narrow(0, start, length);
@@ -137,13 +178,17 @@ impl Head<'_> {
     }
 
     /// First row and number of rows of each chunk.
-    fn chunks(&self, rows: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
-        let (count, chunk) = (
-            rows.size()[0],
-            chunk_rows(self.language.config.vocab, rows.device()),
-        );
-        (0..(count + chunk - 1) / chunk)
-            .map(move |index| (index * chunk, chunk.min(count - index * chunk)))
+    fn chunks(&self, rows: &Tensor, what: Use) -> impl Iterator<Item = (i64, i64)> + use<> {
+        let (device, vocab) = (rows.device(), self.language.config.vocab);
+        let most = most_rows(what, vocab, device, self.fused.is_some());
+        let mut next = 0;
+        shares(rows.size()[0], most, device)
+            .into_iter()
+            .map(move |length| {
+                let start = next;
+                next += length;
+                (start, length)
+            })
     }
 }
 
@@ -165,4 +210,29 @@ fn token_gradients(
         let mut parts = Tensor::run_backward(&[&value], &inputs, false, false).into_iter();
         (tally, [parts.next(), parts.next()])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_a_gpu_are_about_equal_and_have_all_rows() {
+        let gpu = Device::Cuda(0);
+        let most = chunk_rows(151_936, gpu, true);
+        assert_eq!([most, chunk_rows(151_936, gpu, false)], [3456, 1664]);
+        assert_eq!(
+            shares(16_098, most, gpu),
+            [26 * 128, 25 * 128, 25 * 128, 25 * 128, 16_098 - 101 * 128]
+        );
+        for count in [0, 1, 127, 128, 3456, 3457, 3500, 6912, 6913, 50_001] {
+            let shares = shares(count, most, gpu);
+            assert_eq!(shares.iter().sum::<i64>(), count);
+            assert_eq!(shares.len() as i64, (count + most - 1) / most);
+            assert!(shares.iter().all(|rows| (1..=most).contains(rows)));
+            assert!(shares.is_sorted_by(|one, two| one >= two), "{shares:?}");
+        }
+        assert_eq!(shares(1000, 512, Device::Cpu), [512, 488]);
+        assert_eq!(chunk_rows(1 << 30, gpu, true), GPU_ROWS);
+    }
 }

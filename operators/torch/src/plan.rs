@@ -162,9 +162,10 @@ fn pass_bytes(site: Site<'_>, regime: Regime, demand: &MemoryDemand) -> u64 {
 /// Bytes of the head's chunks.
 fn head_bytes(model: &Model, tokens: u64) -> u64 {
     let text = &model.config.text;
-    let rows = positive(head::chunk_rows(text.vocab, model.device)).min(tokens);
+    let has_kernels = fused::covers(text, model.kind, model.device);
+    let rows = positive(head::chunk_rows(text.vocab, model.device, has_kernels)).min(tokens);
     let element = model.kind.elt_size_in_bytes() as u64;
-    let each = if fused::covers(text, model.kind, model.device) {
+    let each = if has_kernels {
         // The gradient takes the place of the logits.
         element
     } else {

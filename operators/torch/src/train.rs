@@ -182,15 +182,21 @@ fn forward<'a>(
     let pass = layout.pass(model);
     for (index, layer) in language.layers.iter().enumerate() {
         let rows = (is_pruned && index + 1 == count).then_some(&layout.needed);
-        let (mut y, kept) = pass.forward(layer, &x, rows)?;
+        let keep = keep.filter(|keep| index >= keep.from);
+        let (mut y, kept) = if keep.is_some_and(|keep| !keep.recompute) {
+            let (y, kept) = pass.forward(layer, &x, rows)?;
+            (y, Some(kept))
+        } else {
+            (pass.run(layer, &x, rows, keep.is_none())?, None)
+        };
         if let Some(features) =
             (additions.as_ref()).and_then(|all| Some((&all.rows, all.layers.get(index)?)))
         {
             y = y.index_add_(0, features.0, features.1);
         }
         let input = std::mem::replace(&mut x, y);
-        if let Some(keep) = keep.filter(|keep| index >= keep.from) {
-            layers.push((input, (!keep.recompute).then_some(kept)));
+        if keep.is_some() {
+            layers.push((input, kept));
         }
     }
     if !is_pruned {
@@ -245,11 +251,11 @@ fn backward(
     let mut d_x = if forward.is_pruned {
         d_last
     } else {
-        let zeros = Tensor::zeros(
+        let mut zeros = Tensor::zeros(
             [layout.ids.size()[0], d_last.size()[1]],
             (d_last.kind(), d_last.device()),
         );
-        zeros.index_copy(0, &layout.needed, &d_last)
+        zeros.index_copy_(0, &layout.needed, &d_last)
     };
     let mut d_deep = Vec::new();
     for index in (first..count).rev() {
@@ -265,7 +271,7 @@ fn backward(
         let rows = (forward.is_pruned && index + 1 == count).then_some(&layout.needed);
         let kept = match kept {
             Some(kept) => kept,
-            None => pass.forward(layer, &input, rows)?.1,
+            None => pass.keep(layer, &input, rows)?,
         };
         let wants_input = inputs || index > first;
         match pass.backward(layer, (&input, kept), &d_x, rows, sink, wants_input)? {

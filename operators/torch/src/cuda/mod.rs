@@ -86,8 +86,9 @@ pub(crate) fn device_memory() -> Result<(u64, u64), ModelError> {
     Ok((free as u64, total as u64))
 }
 
-/// Looks how many bytes of a GPU are taken, by anybody, and gives the most that was seen so far. libtorch keeps what it freed, so this
-/// is what was needed since it last gave memory back.
+/// Looks how many bytes of a GPU are taken, by anybody, and gives the most that was seen so far. What libtorch has freed and keeps for
+/// later counts too. Generation and training run on streams of their own, and neither takes what the other has freed until memory gets
+/// short: where there is plenty this is more than the plan says, in which they follow each other.
 pub(crate) fn note_memory(device: Device) -> u64 {
     static MOST: AtomicU64 = AtomicU64::new(0);
     if !device.is_cuda() {

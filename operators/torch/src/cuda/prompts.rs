@@ -15,6 +15,7 @@ use super::kernels::PAGE;
 use super::memory::{CHUNK, Memory};
 use super::sequence::Prompt;
 use super::upload::Uploads;
+use crate::device::upload;
 use crate::model::language::Additions;
 use crate::model::{Model, indices};
 
@@ -291,7 +292,7 @@ impl Starts {
             keys.push(key as i32);
             last.push(row as i64 - 1);
         }
-        let words = |values: &[i32]| Tensor::from_slice(values).to_device(model.device);
+        let words = |values: &[i32]| upload(values, model.device);
         let longest =
             |length: fn(&Piece<'_>) -> usize| pieces.iter().map(length).max().unwrap_or(0) as i64;
         Self {

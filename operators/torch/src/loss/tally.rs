@@ -88,14 +88,21 @@ impl Tally {
         self.kl = divergences.sum(Kind::Double);
     }
 
-    /// Copies the sums to the host; one synchronisation each.
+    /// Copies the sums to the host, all at once: a GPU has nothing to do while they are waited for.
     pub(crate) fn report(tallies: &[Self], tokens: usize) -> LossReport {
         let mut report = LossReport {
             tokens,
             ..LossReport::default()
         };
-        for tally in tallies {
-            let values = tally.values();
+        let mut values = vec![0.0; FIGURES * tallies.len()];
+        if !tallies.is_empty() {
+            let all: Vec<Tensor> = tallies.iter().map(Self::figures).collect();
+            let count = values.len();
+            Tensor::cat(&all, 0)
+                .to_device(Device::Cpu)
+                .copy_data(&mut values, count);
+        }
+        for values in values.chunks_exact(FIGURES) {
             let has_ratios = values[8] <= values[9];
             report.add(&LossReport {
                 loss: values[0],
@@ -113,7 +120,8 @@ impl Tally {
         report
     }
 
-    fn values(&self) -> [f64; FIGURES] {
+    /// `[FIGURES]`
+    fn figures(&self) -> Tensor {
         let figures = [
             &self.loss,
             &self.entropy,
@@ -126,10 +134,6 @@ impl Tally {
             &self.ratio_low,
             &self.ratio_high,
         ];
-        let mut values = [0.0; FIGURES];
         Tensor::stack(&figures, 0)
-            .to_device(Device::Cpu)
-            .copy_data(&mut values, FIGURES);
-        values
     }
 }

@@ -4,6 +4,8 @@ use engine_core::error::ModelError;
 use engine_core::policy::{Loss, PolicyLoss, RatioLevel, Surrogate, TrainSequence};
 use tch::{Device, Kind, Tensor};
 
+use crate::device::upload;
+
 /// Completion tokens of a micro-batch that carry loss, sequence after sequence. All tensors are `[n]`.
 #[derive(Debug)]
 pub(crate) struct TokenTargets {
@@ -37,19 +39,18 @@ impl TokenTargets {
         for sequence in sequences {
             list.push(sequence);
         }
-        let floats = |values: &[f32]| Tensor::from_slice(values).to_device(device).to_kind(kind);
+        let floats = |values: &[f32]| upload(values, device).to_kind(kind);
         let of_all = |values: &[f32]| (values.len() == list.tokens.len()).then(|| floats(values));
         let has_imitation = list.imitation.iter().any(|weight| *weight != 0.0);
         Self {
-            tokens: Tensor::from_slice(&list.tokens).to_device(device),
+            tokens: upload(&list.tokens, device),
             weights: floats(&list.weights),
             advantages: floats(&list.advantages),
             sampler: of_all(&list.sampler),
             reference: of_all(&list.reference),
             imitation: has_imitation.then(|| floats(&list.imitation)),
             sequence_log_ratios: None,
-            places: (list.places.len() < list.seen)
-                .then(|| Tensor::from_slice(&list.places).to_device(device)),
+            places: (list.places.len() < list.seen).then(|| upload(&list.places, device)),
             counts: list.counts,
             completion_tokens: list.seen as i64,
         }

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::packed::{Attended, Heads, Span, Spans};
 use crate::cuda::{Aten, Packed};
+use crate::device::upload;
 use crate::fused::Fused;
 
 /// The widest head of the kernels, and what a width is a multiple of.
@@ -47,7 +48,7 @@ impl Starts {
             places.push(i32::try_from(end - first).unwrap_or(i32::MAX));
         }
         Self {
-            places: Tensor::from_slice(&places).to_device(device),
+            places: upload(&places, device),
             longest: spans.iter().map(|span| span.length).max().unwrap_or(0),
             span: Span {
                 start: first,

@@ -37,40 +37,89 @@ pub(crate) struct Kept {
 }
 
 impl Pass<'_> {
-    /// Runs a layer. With `rows`, only these tokens are carried on after the attention.
+    /// Runs a layer for its backward pass. With `rows`, only these tokens are carried on after the attention.
     ///
     /// # Shapes
     /// - `x_tw`: `[t, w]`; `rows`: `[r]`; returns `[r, w]`
     ///
     /// # Errors
-    /// When the device refuses the attention.
+    /// When the device refuses.
     pub(crate) fn forward(
         &self,
         layer: &Layer,
         x_tw: &Tensor,
         rows: Option<&Tensor>,
     ) -> Result<(Tensor, Kept), ModelError> {
+        let kept = self.keep(layer, x_tw, rows)?;
+        let inner = self.between.gated(&kept.gate_up)?;
+        Ok((kept.middle.addmm(&inner, &layer.down.tr()), kept))
+    }
+
+    /// As [`Pass::forward`], and keeps nothing: sums go to the memory of what was added to. That of `x_tw` is used up if the caller is done
+    /// with it.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub(crate) fn run(
+        &self,
+        layer: &Layer,
+        x_tw: &Tensor,
+        rows: Option<&Tensor>,
+        is_done_with: bool,
+    ) -> Result<Tensor, ModelError> {
+        let Kept {
+            mut middle,
+            gate_up,
+            ..
+        } = self.through(layer, x_tw, rows, is_done_with)?;
+        let inner = self.between.gated(&gate_up)?;
+        Ok(middle.addmm_(&inner, &layer.down.tr()))
+    }
+
+    /// What [`Pass::forward`] keeps, without the output.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub(crate) fn keep(
+        &self,
+        layer: &Layer,
+        x_tw: &Tensor,
+        rows: Option<&Tensor>,
+    ) -> Result<Kept, ModelError> {
+        self.through(layer, x_tw, rows, false)
+    }
+
+    /// Runs a layer up to gate and up.
+    fn through(
+        &self,
+        layer: &Layer,
+        x_tw: &Tensor,
+        rows: Option<&Tensor>,
+        is_done_with: bool,
+    ) -> Result<Kept, ModelError> {
         let Between { heads, eps, .. } = self.between;
         let qkv = norm::forward(x_tw, &layer.input_norm, eps)
             .linear(&layer.qkv_weight, layer.qkv_bias.as_ref())
             .view([-1, heads.query + 2 * heads.key, heads.width]);
         let (qkv, raw) = self.between.turn(layer, qkv)?;
         let attended = self.packing.forward(&qkv, self.between.fused)?;
-        let middle = select(x_tw, rows).addmm(
-            &select(&attended.out, rows).view([-1, heads.query * heads.width]),
-            &layer.out.tr(),
-        );
+        let out = select(&attended.out, rows).view([-1, heads.query * heads.width]);
+        let mut stream = select(x_tw, rows);
+        // In place there is one copy less. What was selected is a copy already.
+        let middle = if is_done_with || rows.is_some() {
+            stream.addmm_(&out, &layer.out.tr())
+        } else {
+            stream.addmm(&out, &layer.out.tr())
+        };
         let gate_up =
             norm::forward(&middle, &layer.mlp_norm, eps).linear(&layer.gate_up, None::<&Tensor>);
-        let y = middle.addmm(&self.between.gated(&gate_up)?, &layer.down.tr());
-        let kept = Kept {
+        Ok(Kept {
             qkv,
             raw,
             attended,
             middle,
             gate_up,
-        };
-        Ok((y, kept))
+        })
     }
 
     /// Adds the gradients of a layer's weights, and gives that of its input unless nothing before it learns.
@@ -126,10 +175,10 @@ impl Pass<'_> {
             return Ok(None);
         }
         let residual = rows.is_none().then_some(&d_middle);
-        let (d_x, d_scale) = norm.backward(&d_qkv.mm(&layer.qkv_weight), residual)?;
+        let (mut d_x, d_scale) = norm.backward(&d_qkv.mm(&layer.qkv_weight), residual)?;
         sink.add(&layer.input_norm, &d_scale);
         Ok(Some(match rows {
-            Some(rows) => d_x.index_add(0, rows, &d_middle),
+            Some(rows) => d_x.index_add_(0, rows, &d_middle),
             None => d_x,
         }))
     }

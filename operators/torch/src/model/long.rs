@@ -14,6 +14,7 @@ use super::indices;
 use super::packed::{Attended, Heads, Span, Spans};
 use crate::cuda::{Aten, device_facts};
 use crate::deterministic;
+use crate::device::upload;
 use crate::fused::Places;
 
 /// The shortest sequence that is worth it.
@@ -80,7 +81,7 @@ impl Long {
             aten: Arc::new(Aten::find()?),
             groups,
             places: Places {
-                rows: Tensor::from_slice(&rows).to_device(device),
+                rows: upload(&rows, device),
                 padding: indices(&padding, device),
                 total,
             },

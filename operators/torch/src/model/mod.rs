@@ -24,6 +24,7 @@ pub(crate) mod window;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
+use crate::device::upload;
 use crate::parameters::Parameters;
 use language::Language;
 use tower::Vision;
@@ -60,5 +61,5 @@ impl Model {
 
 /// A vector of indices on the device.
 pub(crate) fn indices(values: &[i64], device: Device) -> Tensor {
-    Tensor::from_slice(values).to_device(device)
+    upload(values, device)
 }

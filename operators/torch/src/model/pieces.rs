@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use super::indices;
 use super::packed::{Heads, Span};
+use crate::device::upload;
 
 /// Sequences up to this length are padded to a common one and run together.
 const PADDED: i64 = 64;
@@ -164,6 +165,6 @@ fn padded(spans: &[Span], device: Device) -> Take {
         pad: indices(&pad, device),
         unpad: indices(&unpad, device),
         tokens: indices(&tokens, device),
-        is_padding: Tensor::from_slice(&is_padding).to_device(device),
+        is_padding: upload(&is_padding, device),
     }
 }

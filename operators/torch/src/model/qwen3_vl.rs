@@ -13,6 +13,7 @@ use super::rope::vision_rope;
 use super::tower::{Blocks, Linear, NORM_EPS, Plan, attend_in_spans};
 use super::window::{frames, merged_order};
 use crate::config::VisionConfig;
+use crate::device::upload;
 use crate::layout::{qwen3_vl::deep_merger, vision_block};
 use crate::parameters::Parameters;
 
@@ -147,7 +148,7 @@ impl Blocks for Tower {
     fn plan(&self, grids: &[[i64; 3]], kind: Kind, device: Device) -> Plan {
         let positions = merged_order(self.config.merge, grids);
         let places = Places::new(self.table_side, grids, &positions);
-        let shares = Tensor::from_slice(&places.shares).to_device(device);
+        let shares = upload(&places.shares, device);
         Plan {
             kind,
             rope: vision_rope(&self.config, &positions, kind, device),

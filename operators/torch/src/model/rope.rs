@@ -5,6 +5,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Llama3Scaling, RopeAxes, TextConfig, VisionConfig};
+use crate::device::upload;
 
 /// Cosines and sines for a list of tokens; the sines carry the sign of the rotation.
 #[derive(Debug)]
@@ -19,13 +20,11 @@ impl Rope {
     /// Tables from one angle for each token and half of the head width.
     ///
     /// # Shapes
-    /// - `angles`: row-major `[n, d / 2]`
-    fn from_angles(angles: &[f32], half: i64, kind: Kind, device: Device) -> Self {
-        let angles = Tensor::from_slice(angles)
-            .to_device(device)
-            .view([-1, 1, half]);
+    /// - `angles`: `[n, d / 2]`
+    fn from_angles(angles: &Tensor, kind: Kind) -> Self {
+        let angles = angles.unsqueeze(1);
         let (cos, sin) = (angles.cos(), angles.sin());
-        let has_kernels = device.is_cuda() && kind == Kind::BFloat16;
+        let has_kernels = angles.device().is_cuda() && kind == Kind::BFloat16;
         Self {
             table: has_kernels.then(|| Tensor::stack(&[&cos, &sin], -1).squeeze_dim(1)),
             cos_n1d: Tensor::cat(&[&cos, &cos], -1).to_kind(kind),
@@ -130,16 +129,27 @@ pub(crate) fn language_rope(
     kind: Kind,
     device: Device,
 ) -> Rope {
-    let Frequencies { inverse, axes } = language_frequencies(config);
-    let angles: Vec<f32> = positions
-        .iter()
-        .flat_map(|position| {
-            axes.iter()
-                .zip(&inverse)
-                .map(|(axis, inverse)| position[*axis] as f32 * inverse)
-        })
+    let angles = language_angles(&language_frequencies(config), positions, device);
+    Rope::from_angles(&angles, kind)
+}
+
+/// Each position times each frequency in 32 bits, `[n, d / 2]`; multiplied on the device, which has many of them sooner than the host.
+fn language_angles(frequencies: &Frequencies, positions: &[[i64; 3]], device: Device) -> Tensor {
+    let Frequencies { inverse, axes } = frequencies;
+    let inverse = upload(inverse, device);
+    let is_text = |position: &[i64; 3]| position.iter().all(|place| *place == position[0]);
+    if axes.iter().all(|axis| *axis == 0) || positions.iter().all(is_text) {
+        let places: Vec<f32> = positions.iter().map(|place| place[0] as f32).collect();
+        return upload(&places, device).unsqueeze(1) * inverse;
+    }
+    let places: Vec<f32> = (positions.iter().flatten())
+        .map(|place| *place as f32)
         .collect();
-    Rope::from_angles(&angles, config.head_dim / 2, kind, device)
+    let axes: Vec<i64> = axes.iter().map(|axis| *axis as i64).collect();
+    upload(&places, device)
+        .view([-1, 3])
+        .index_select(1, &upload(&axes, device))
+        * inverse
 }
 
 /// Tables of the tower for patches at `(row, column)` of their image. Angles are kept in 32 bits at least.
@@ -164,7 +174,8 @@ pub(crate) fn vision_rope(
     } else {
         Kind::Float
     };
-    Rope::from_angles(&angles, head_dim / 2, kind, device)
+    let angles = upload(&angles, device).view([-1, head_dim / 2]);
+    Rope::from_angles(&angles, kind)
 }
 
 /// `theta^(-2 i / dim)` for `i` below `dim / 2`.
@@ -172,4 +183,41 @@ fn inverse_frequencies(dim: i64, theta: f64) -> Vec<f32> {
     (0..dim / 2)
         .map(|index| 1.0 / (theta as f32).powf(2.0 * index as f32 / dim as f32))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn angles_are_the_products_of_position_and_frequency_bit_for_bit() {
+        let frequencies = |axes: Vec<usize>| Frequencies {
+            inverse: inverse_frequencies(2 * axes.len() as i64, 1e6),
+            axes,
+        };
+        let text: Vec<[i64; 3]> = (0..20_011).map(|place| [3 * place; 3]).collect();
+        let image: Vec<[i64; 3]> = (0..5_003)
+            .map(|place| [place, place + 7 * (place % 31), place + place / 13])
+            .collect();
+        let one_axis = frequencies(vec![0; 64]);
+        let three_axes = frequencies((0..64).map(|index| index % 3).collect());
+        let cases = [
+            (&one_axis, &text),
+            (&one_axis, &image),
+            (&three_axes, &text),
+            (&three_axes, &image),
+        ];
+        for (frequencies, positions) in cases {
+            let found = language_angles(frequencies, positions, Device::Cpu);
+            let found = Vec::<Vec<f32>>::try_from(found).unwrap();
+            assert_eq!(found.len(), positions.len());
+            for (row, position) in found.iter().zip(positions) {
+                let pairs = frequencies.axes.iter().zip(&frequencies.inverse);
+                for (angle, (axis, inverse)) in row.iter().zip(pairs) {
+                    let expected = position[*axis] as f32 * inverse;
+                    assert_eq!(angle.to_bits(), expected.to_bits());
+                }
+            }
+        }
+    }
 }

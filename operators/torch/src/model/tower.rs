@@ -13,6 +13,7 @@ use super::rope::Rope;
 use super::window::Spans;
 use super::{qwen2_5_vl, qwen3_vl};
 use crate::config::{TowerConfig, VisionConfig};
+use crate::device::send;
 use crate::lora::{self, Adapter};
 use crate::parameters::Parameters;
 
@@ -225,9 +226,8 @@ impl Vision {
             .iter()
             .map(|image| Tensor::from_slice(&image.patches))
             .collect();
-        let pixels = Tensor::cat(&pixels, 0)
-            .view([-1, self.config.merge_unit() * self.config.patch_width()])
-            .to_device(device);
+        let pixels = send(&Tensor::cat(&pixels, 0), device)
+            .view([-1, self.config.merge_unit() * self.config.patch_width()]);
         (pixels, self.blocks.plan(&grids, kind, device))
     }
 }
