@@ -13,6 +13,7 @@ use crate::decoder::PREFILL_TOKENS;
 use crate::fused;
 use crate::head;
 use crate::model::Model;
+use crate::model::packed::{self, Heads};
 use crate::parameters::{Parameters, wide_kind};
 
 /// How a model is trained, as far as memory goes.
@@ -114,13 +115,21 @@ fn pass_bytes(site: Site<'_>, regime: Regime, demand: &MemoryDemand) -> u64 {
     let input = width * element;
     let has_kernels = fused::covers(text, model.kind, model.device);
     // Queries, keys and values, the attention's output, the stream after it, gate and up; log-sum-exps. A GPU keeps the output among
-    // padding too.
+    // padding too. What stands in the rows of the attention may be there more than once for a token.
+    let rows = |each: u64| {
+        if has_kernels {
+            most_rows(model, each)
+        } else {
+            each
+        }
+    };
     let padded = if has_kernels { queries } else { 0 };
-    let kept = (queries + 2 * keys + raw + queries + padded + width + 2 * inner) * element
-        + positive(text.heads) * wide;
+    let kept = (rows(queries + 2 * keys + padded) + raw + queries + width + 2 * inner) * element
+        + rows(positive(text.heads) * wide);
     let backward = if has_kernels {
         // The gated unit and the rotation work in place.
-        (inner.max(5 * queries + 4 * keys) + 2 * width) * element
+        let attention = rows(4 * queries + 4 * keys) + queries;
+        (inner.max(attention) + 2 * width) * element
     } else {
         let gated_unit = (4 * inner + 2 * width) * element;
         let norms = (2 * inner + 3 * width) * element + 4 * width * wide;
@@ -157,6 +166,17 @@ fn pass_bytes(site: Site<'_>, regime: Regime, demand: &MemoryDemand) -> u64 {
         backward + at_head
     };
     layers + passing + tower_bytes(site, regime, tokens)
+}
+
+/// The rows of the attention of something that each token has.
+fn most_rows(model: &Model, each: u64) -> u64 {
+    let text = &model.config.text;
+    let heads = Heads {
+        query: text.heads,
+        key: text.key_heads,
+        width: text.head_dim,
+    };
+    (each * positive(packed::most_rows(heads, model.kind, model.device))).div_ceil(100)
 }
 
 /// Bytes of the head's chunks.

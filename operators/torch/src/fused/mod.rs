@@ -4,6 +4,7 @@
 //! Shapes: `t` tokens, `w` model width, `i` width of the gated unit, `h` query heads, `k` key heads, `d` head width, `n` rows of the
 //! output head, `v` vocabulary.
 
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::TextConfig;
 use crate::cuda::{Argument, Function, Module, compile, device_facts};
+pub(crate) use places::Places;
 
 const SOURCE: &str = concat!(
     include_str!("../cuda/kernels/common.cu"),
@@ -25,10 +27,12 @@ const SOURCE: &str = concat!(
 
 /// Blocks for each multiprocessor of kernels whose blocks go through many rows.
 const BLOCKS_EACH: u32 = 4;
-/// Threads of blocks of other kernels; warps of those where one warp has a head.
+/// Threads of blocks of other kernels, of those whose lanes have parts of heads, and of those of the output head.
 const THREADS: u32 = 256;
-const WARPS: u32 = 4;
+const LANES: u32 = 128;
 const HEAD_THREADS: u32 = 512;
+/// Values that a lane has of a head.
+const LANE_VALUES: i64 = 8;
 
 /// The kernels for the sizes of one model.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(crate) struct Fused {
     gated_backward: Function,
     turn: Function,
     turn_back: Function,
+    place: Function,
+    lift: Function,
     join: Function,
     distribution: Function,
     distribution_backward: Function,
@@ -70,17 +76,6 @@ struct Sizes {
 
 /// Norms of each head of queries and of keys, `[d]` each.
 pub(crate) type HeadScales<'a> = [&'a Tensor; 2];
-
-/// Where the tokens of a pass stand among rows with padding.
-#[derive(Debug)]
-pub(crate) struct Places {
-    /// `[t]`, 32 bits.
-    pub(crate) rows: Tensor,
-    /// Rows of padding.
-    pub(crate) padding: Tensor,
-    /// Rows with padding.
-    pub(crate) total: i64,
-}
 
 impl Sizes {
     fn of(config: &TextConfig, kind: Kind, device: Device) -> Option<Self> {
@@ -137,6 +132,21 @@ impl Fused {
         Ok(Some(fused))
     }
 
+    /// Kernels for the heads of a test, on the first GPU.
+    #[cfg(test)]
+    pub(crate) fn for_test(heads: i64, key_heads: i64, head_dim: i64) -> Self {
+        Self::compile(Sizes {
+            hidden: 64,
+            intermediate: 64,
+            heads,
+            key_heads,
+            head_dim,
+            vocab: 64,
+            device: 0,
+        })
+        .expect("a GPU")
+    }
+
     fn compile(sizes: Sizes) -> Result<Self, ModelError> {
         // Makes the context of libtorch current on this thread.
         drop(Tensor::zeros(
@@ -161,6 +171,8 @@ impl Fused {
             gated_backward: module.function("gated_backward")?,
             turn: module.function("turn")?,
             turn_back: module.function("turn_back")?,
+            place: module.function("place")?,
+            lift: module.function("lift")?,
             join: module.function("join")?,
             distribution: module.function("distribution")?,
             distribution_backward: module.function("distribution_backward")?,
@@ -233,8 +245,14 @@ impl Fused {
         ([rows as u32, columns.div_ceil(THREADS)], THREADS)
     }
 
-    /// Norms, where there are, and rotates queries and keys. In place, or with `places` to new rows among padding of zeros: what is attended
-    /// with, and with norms what was there before.
+    /// Blocks of kernels that take some heads of each row at once.
+    fn head_size(&self, rows: i64, heads: i64) -> ([u32; 2], u32) {
+        let lanes = rows * heads * (self.sizes.head_dim / LANE_VALUES);
+        ([(lanes as u32).div_ceil(LANES), 1], LANES)
+    }
+
+    /// Norms, where there are, and rotates queries and keys. In place, or with `places` to the rows of the attention, zeros in padding: what
+    /// is attended with, and with norms what was there before.
     ///
     /// # Shapes
     /// - `qkv`: `[t, h + 2 k, d]`; `table`: `[t, d / 2, 2]`, cosines and sines in 32 bits; returns `[.., h + 2 k, d]` and `[t, h + k, d]`
@@ -256,16 +274,14 @@ impl Fused {
         let options = (Kind::BFloat16, qkv.device());
         let out = places.map_or_else(
             || qkv.shallow_clone(),
-            |places| {
-                let out = Tensor::empty([places.total, all, head_dim], options);
-                out.shallow_clone().index_fill_(0, &places.padding, 0.0)
-            },
+            |places| Tensor::empty([places.total, all, head_dim], options),
         );
         let raw = scales.map(|_| Tensor::empty([rows, heads + key_heads, head_dim], options));
+        let rows = out.size()[0];
         let arguments = [
             Argument::from(qkv),
             (&out).into(),
-            places.map(|places| &places.rows).into(),
+            places.map(|places| &places.sources).into(),
             raw.as_ref().into(),
             scales.map(|scales| scales[0]).into(),
             scales.map(|scales| scales[1]).into(),
@@ -273,17 +289,16 @@ impl Fused {
             table.into(),
             (rows as i32).into(),
         ];
-        let blocks = ((rows * all) as u32).div_ceil(WARPS);
         self.turn
-            .launch_among_operations(([blocks, 1], 32 * WARPS), &arguments)?;
+            .launch_among_operations(self.head_size(rows, all), &arguments)?;
         Ok((out, raw))
     }
 
     /// The way back: the gradient of what was projected, and of the norms where there are.
     ///
     /// # Shapes
-    /// - gradients of queries `[.., h, d]`, keys and values `[.., k, d]`, by `places` if there are; `raw`: as [`Fused::turn`] gave it; returns
-    ///   `[t, h + 2 k, d]`, and `[2, d]` in 32 bits
+    /// - gradients of queries `[.., h, d]`, keys and values `[.., k, d]`, by `places` if there are, those of queries zero in all rows of a token
+    ///   but the first; `raw`: as [`Fused::turn`] gave it; returns `[t, h + 2 k, d]`, and `[2, d]` in 32 bits
     pub(crate) fn turn_back(
         &self,
         gradients: &[Tensor; 3],
@@ -302,13 +317,16 @@ impl Fused {
         let (rows, device) = (table.size()[0], queries.device());
         let size = [rows, heads + 2 * key_heads, head_dim];
         let out = Tensor::empty(size, (Kind::BFloat16, device));
-        let warps = i64::from(self.blocks * WARPS);
-        let partials = norms.map(|_| Tensor::empty([warps, 2, head_dim], (Kind::Float, device)));
+        let blocks = i64::from(self.blocks);
+        let partials = norms.map(|_| Tensor::empty([blocks, 2, head_dim], (Kind::Float, device)));
+        let copies = places.and_then(|places| places.copies.as_ref());
         let arguments = [
             Argument::from(&queries),
             (&keys).into(),
             (&values).into(),
             places.map(|places| &places.rows).into(),
+            copies.map(|copies| &copies.starts).into(),
+            copies.map(|copies| &copies.rows).into(),
             norms.map(|(raw, _)| raw).into(),
             norms.map(|(_, scales)| scales[0]).into(),
             norms.map(|(_, scales)| scales[1]).into(),
@@ -319,8 +337,57 @@ impl Fused {
             (rows as i32).into(),
         ];
         self.turn_back
-            .launch_among_operations(([self.blocks, 1], 32 * WARPS), &arguments)?;
+            .launch_among_operations(([self.blocks, 1], LANES), &arguments)?;
         Ok((out, partials.as_ref().map(summed)))
+    }
+
+    /// Puts tokens into their first rows of the attention, and zeros into the others.
+    ///
+    /// # Shapes
+    /// - `x`: `[t, h, d]`; `sources`: of [`Places`], for some rows; returns `[.., h, d]`
+    pub(crate) fn place(&self, x: &Tensor, sources: &Tensor) -> Result<Tensor, ModelError> {
+        let x = x.contiguous();
+        let Sizes {
+            heads, head_dim, ..
+        } = self.sizes;
+        let rows = sources.size()[0];
+        let out = Tensor::empty([rows, heads, head_dim], (Kind::BFloat16, x.device()));
+        let arguments = [
+            Argument::from(&x),
+            (&out).into(),
+            sources.into(),
+            (rows as i32).into(),
+        ];
+        self.place
+            .launch_among_operations(self.word_size(rows), &arguments)?;
+        Ok(out)
+    }
+
+    /// Takes tokens from their first rows of the attention.
+    ///
+    /// # Shapes
+    /// - `x`: some rows, `[.., h, d]`; `sources`: of [`Places`], for these; `out`: `[t, h, d]`
+    pub(crate) fn lift(
+        &self,
+        x: &Tensor,
+        sources: &Tensor,
+        out: &Tensor,
+    ) -> Result<(), ModelError> {
+        let x = x.contiguous();
+        let rows = sources.size()[0];
+        let arguments = [
+            Argument::from(&x),
+            out.into(),
+            sources.into(),
+            (rows as i32).into(),
+        ];
+        self.lift
+            .launch_among_operations(self.word_size(rows), &arguments)
+    }
+
+    fn word_size(&self, rows: i64) -> ([u32; 2], u32) {
+        let words = rows * self.sizes.heads * self.sizes.head_dim / LANE_VALUES;
+        ([(words as u32).div_ceil(THREADS), 1], THREADS)
     }
 
     /// Joins attention to two sets of keys by their log-sum-exps, in place of the first.
@@ -341,9 +408,8 @@ impl Fused {
             (sums.stride()[0] as i32).into(),
             (rows as i32).into(),
         ];
-        let blocks = ((rows * self.sizes.heads) as u32).div_ceil(WARPS);
-        self.join
-            .launch_among_operations(([blocks, 1], 32 * WARPS), &arguments)
+        let size = self.head_size(rows, self.sizes.heads);
+        self.join.launch_among_operations(size, &arguments)
     }
 
     /// Of each row of logits: log-sum-exp, log-probability of a token, entropy; all `[n]` in 32 bits.

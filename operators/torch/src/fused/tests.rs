@@ -139,24 +139,29 @@ fn rotation_with_and_without_norms() {
             ..
         } = fused.sizes;
         let size = [900, heads + 2 * key_heads, head_dim];
-        let (flow, exact_flow) = normal(2, &size);
         let [(query, exact_query), (key, exact_key)] = [3, 4].map(|seed| normal(seed, &[head_dim]));
         let (_, angles) = normal(5, &[900, head_dim / 2]);
         let angles = (angles * TAU).to_kind(Kind::Float).to_kind(Kind::Double);
         let table = Tensor::stack(&[angles.cos(), angles.sin()], -1)
             .to_kind(Kind::Float)
             .to_device(Device::Cuda(0));
-        for (with, is_padded) in [(true, false), (false, true), (true, true), (false, false)] {
-            // Ten rows of padding after each hundred.
-            let gap = if is_padded { 10 } else { 0 };
-            let rows: Vec<i64> = (0..900).map(|row| row + row / 100 * gap).collect();
-            let padding: Vec<i64> = (0..990).filter(|row| row % 110 >= 100).collect();
-            let on_gpu = |x: Tensor| x.to_device(Device::Cuda(0));
-            let places = is_padded.then(|| Places {
-                rows: on_gpu(Tensor::from_slice(&rows).to_kind(Kind::Int)),
-                padding: on_gpu(Tensor::from_slice(&padding)),
-                total: 990,
-            });
+        // Ten rows of padding after each hundred; then three copies of the first hundred, and a further one of some of these.
+        let padding = |row: i64| (row % 110 < 100).then_some(row / 110 * 100 + row % 110);
+        let padded: Vec<Option<i64>> = (0..990).map(padding).collect();
+        let mut copied = padded.clone();
+        for last in [110, 110, 37] {
+            copied.extend_from_slice(&padded[..last]);
+        }
+        for (with, standing) in [
+            (true, None),
+            (false, None),
+            (true, Some(&padded)),
+            (false, Some(&padded)),
+            (true, Some(&copied)),
+            (false, Some(&copied)),
+        ] {
+            let places = standing.map(|standing| Places::new(standing, 900, Device::Cuda(0)));
+            let on_cpu = standing.map(|standing| Places::new(standing, 900, Device::Cpu));
             let (qkv, exact) = normal(1, &size);
             let scales: Option<HeadScales<'_>> = with.then_some([&query, &key]);
             let exact_scales = Tensor::cat(
@@ -172,14 +177,24 @@ fn rotation_with_and_without_norms() {
             let out = turned(&leaf, all, scale, &angles);
             let mut inputs = vec![&leaf];
             inputs.extend(scale);
-            let value = (&out * &exact_flow).sum(None::<Kind>);
+            let rows = on_cpu
+                .as_ref()
+                .map_or(out.shallow_clone(), |places| places.spread(&out));
+            // A gradient for each row; of queries in the first alone.
+            let (flow, exact_flow) = normal(2, &rows.size());
+            let [flow, exact_flow] =
+                [(flow, &places), (exact_flow, &on_cpu)].map(|(flow, places)| {
+                    let Some(places) = places else { return flow };
+                    let queries = flow.narrow(1, 0, heads);
+                    let rest = flow.narrow(1, heads, 2 * key_heads);
+                    Tensor::cat(&[places.placed(&places.lifted(&queries)), rest], 1)
+                });
+            let value = (&rows * &exact_flow).sum(None::<Kind>);
             let exact_gradients = Tensor::run_backward(&[value], &inputs, false, false);
             let (attended, raw) = fused
                 .turn(&qkv, scales, EPS, &table, places.as_ref())
                 .unwrap();
-            let rows = Tensor::from_slice(&rows).to_device(Device::Cuda(0));
-            assert_near(&attended.index_select(0, &rows), &out.detach(), "rotation");
-            let flow = attended.zeros_like().index_copy_(0, &rows, &flow);
+            assert_near(&attended, &rows.detach(), "rotation");
             let parts = flow.split_with_sizes([heads, key_heads, key_heads], 1);
             let [queries, keys, values] = [0, 1, 2].map(|part: usize| parts[part].contiguous());
             let (back, sums) = fused
@@ -201,6 +216,33 @@ fn rotation_with_and_without_norms() {
                 assert_near(&sums, &exact, "scales of heads");
             }
         }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn tokens_among_rows_of_the_attention() {
+    for fused in kernels() {
+        let Sizes {
+            heads, head_dim, ..
+        } = fused.sizes;
+        // Two rows of tokens 0 to 36, padding after each row.
+        let standing: Vec<Option<i64>> = (0..200)
+            .map(|row| (row % 2 == 0).then_some(row / 2 % 63))
+            .collect();
+        let places = Places::new(&standing, 63, Device::Cuda(0));
+        let (x, _) = normal(1, &[63, heads, head_dim]);
+        let placed = fused.place(&x, &places.sources).unwrap();
+        assert!(placed.equal(&places.placed(&x)), "placed");
+        let (rows, _) = normal(2, &[200, heads, head_dim]);
+        let out = x.empty_like();
+        for (start, length) in [(0, 90), (90, 110)] {
+            let sources = places.sources.narrow(0, start, length);
+            fused
+                .lift(&rows.narrow(0, start, length), &sources, &out)
+                .unwrap();
+        }
+        assert!(out.equal(&places.lifted(&rows)), "lifted");
     }
 }
 

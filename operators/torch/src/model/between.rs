@@ -20,7 +20,7 @@ pub(crate) struct Between<'a> {
     pub(crate) eps: f64,
     pub(crate) rope: &'a Rope,
     pub(crate) fused: Option<&'a Fused>,
-    /// Where tokens stand in the attention, if that has padding.
+    /// Where tokens stand in the attention, if that has padding or copies.
     pub(crate) places: Option<&'a Places>,
 }
 

@@ -155,7 +155,7 @@ impl Pass<'_> {
         let d_attended = d_middle.mm(&layer.out).view([-1, heads.query, heads.width]);
         let tokens = x_tw.size()[0];
         let d_attended = spread(d_attended, rows, tokens);
-        let flows = self.packing.backward(&qkv, &attended, &d_attended);
+        let flows = self.packing.backward(&qkv, &attended, &d_attended, fused)?;
         drop((d_attended, attended, qkv));
         let d_qkv = self
             .between

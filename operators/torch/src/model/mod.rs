@@ -2,6 +2,7 @@
 //! vision-language models.
 
 pub(crate) mod attention;
+mod batches;
 pub(crate) mod between;
 pub(crate) mod cache;
 pub(crate) mod flash;

@@ -10,6 +10,7 @@
 use engine_core::error::ModelError;
 use tch::{Device, Kind, Tensor};
 
+use super::batches::Batches;
 use super::flash::Flash;
 use super::kernel::Kernel;
 use super::long::Long;
@@ -90,6 +91,11 @@ impl Heads {
     }
 }
 
+/// Rows that the attention of a pass may have, in hundredths of its tokens.
+pub(crate) fn most_rows(heads: Heads, kind: Kind, device: Device) -> i64 {
+    Long::most_rows(heads, kind, device)
+}
+
 /// The attention of a pass, the same for every layer.
 #[derive(Debug)]
 pub(crate) struct Packing {
@@ -107,7 +113,7 @@ enum Way {
     },
     /// All at once on a GPU.
     Packed(Flash),
-    /// Long sequences on a GPU.
+    /// Padded to a few lengths on a GPU, with copies of shared prompts.
     Long(Long),
 }
 
@@ -123,8 +129,10 @@ impl Packing {
         device: Device,
         has_kernels: bool,
     ) -> Result<Self, ModelError> {
-        let way = if has_kernels && Long::supports(spans, heads, kind, device) {
-            Way::Long(Long::new(spans, device)?)
+        let can_copy = has_kernels && Long::supports(heads, kind, device);
+        let batches = can_copy.then(|| Batches::new(spans)).flatten();
+        let way = if let Some(batches) = batches {
+            Way::Long(Long::new(spans, batches, device)?)
         } else if Flash::supports(heads, kind, device) {
             Way::Packed(Flash::new(spans, device)?)
         } else {
@@ -140,10 +148,10 @@ impl Packing {
         Ok(Self { heads, way })
     }
 
-    /// Where tokens stand in the attention, if that has padding.
+    /// Where tokens stand in the attention, if that has padding or copies.
     pub(crate) fn places(&self) -> Option<&Places> {
         match &self.way {
-            Way::Long(long) => Some(long.places()),
+            Way::Long(long) => long.places(),
             Way::Packed(_) | Way::Pieces { .. } => None,
         }
     }
@@ -159,7 +167,7 @@ impl Packing {
     ) -> Result<Attended, ModelError> {
         let parts = self.heads.split(qkv);
         match &self.way {
-            Way::Long(long) => long.forward(qkv, self.heads),
+            Way::Long(long) => long.forward(qkv, self.heads, fused),
             Way::Packed(flash) => flash.forward(&parts, fused),
             Way::Pieces {
                 own,
@@ -173,10 +181,21 @@ impl Packing {
     ///
     /// # Shapes
     /// - `qkv`: as in [`Packing::forward`]; `gradient`: of the output, `[t, h, d]`
-    pub(crate) fn backward(&self, qkv: &Tensor, attended: &Attended, gradient: &Tensor) -> Flows {
+    ///
+    /// # Errors
+    /// When a GPU refuses.
+    pub(crate) fn backward(
+        &self,
+        qkv: &Tensor,
+        attended: &Attended,
+        gradient: &Tensor,
+        fused: Option<&Fused>,
+    ) -> Result<Flows, ModelError> {
         let parts = self.heads.split(qkv);
-        match &self.way {
-            Way::Long(long) => Flows::Apart(long.backward(qkv, self.heads, attended, gradient)),
+        Ok(match &self.way {
+            Way::Long(long) => {
+                Flows::Apart(long.backward(qkv, self.heads, attended, gradient, fused)?)
+            }
             Way::Packed(flash) => Flows::Apart(flash.backward(&parts, attended, gradient)),
             Way::Pieces {
                 own,
@@ -194,7 +213,7 @@ impl Packing {
                 }
                 Flows::Together(whole)
             }
-        }
+        })
     }
 
     fn forward_pieces(
