@@ -78,6 +78,10 @@ def make_model(size, folder):
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         made = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, size["dtype"]))
     made.save_pretrained(folder)
+    del made
+    if torch.cuda.is_available():
+        # Memory is measured from the driver, which counts what this process keeps.
+        torch.cuda.empty_cache()
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [vocabulary]}) + "\n")
     draw = random.Random(5)
     shown = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
