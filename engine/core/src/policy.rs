@@ -438,7 +438,8 @@ pub trait Policy: Send {
     /// [`ModelError::Input`] when it cannot fit: the message has the parts and says what to change.
     fn plan_memory(&self, demand: &MemoryDemand) -> Result<MemoryPlan, ModelError>;
 
-    /// The most bytes that the process has held on its device (its resident memory for a CPU) so far.
+    /// The most bytes that the process has held on its device (its resident memory for a CPU) so far. On a GPU that includes what is kept
+    /// for later use, and what other processes hold there: where memory is plenty it is more than [`Self::plan_memory`] says is needed.
     fn peak_memory(&self) -> u64;
 
     /// Writes the weights in use, adapters merged, as `model.safetensors` (16-bit or 32-bit as the model is held) with
