@@ -51,6 +51,11 @@ pub(super) fn unsupported(config: &TextConfig) -> Option<String> {
     }
 }
 
+/// Blocks of `attend` and of `attend_together` that a multiprocessor holds at a time: each goes through many spans.
+fn attention_blocks(config: &TextConfig) -> [u32; 2] {
+    if config.head_dim > 64 { [2, 3] } else { [3, 4] }
+}
+
 /// The kernels for one model.
 #[derive(Debug)]
 pub(super) struct Kernels {
@@ -124,6 +129,7 @@ impl Kernels {
     ) -> Result<Self, ModelError> {
         let wanted = config.hidden / 8;
         let norm_threads = ((wanted + 31) / 32 * 32).min(1024);
+        let [alone, together] = attention_blocks(config);
         let options = [
             format!("-DHIDDEN={}", config.hidden),
             format!("-DINTERMEDIATE={}", config.intermediate),
@@ -134,6 +140,8 @@ impl Kernels {
             format!("-DPAGE={PAGE}"),
             format!("-DOWN_SPAN={OWN_SPAN}"),
             format!("-DPROMPT_SPAN={PROMPT_SPAN}"),
+            format!("-DALONE_BLOCKS={alone}"),
+            format!("-DTOGETHER_BLOCKS={together}"),
             format!("-DNORM_THREADS={norm_threads}"),
         ];
         let module = Module::load(&compile(SOURCE, &options, capability)?)?;
@@ -320,12 +328,7 @@ impl Kernels {
             (rows as i32).into(),
             tables.counts.into(),
         ];
-        // As many blocks as the multiprocessors hold: each goes through many spans.
-        let [alone, together] = if self.config.head_dim > 64 {
-            [2, 3]
-        } else {
-            [3, 4]
-        };
+        let [alone, together] = attention_blocks(&self.config);
         let size = |blocks| ([blocks * self.processors, 1], 32 * ATTENTION_WARPS);
         if tables.is_together {
             self.attend_together

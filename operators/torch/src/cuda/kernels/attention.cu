@@ -15,7 +15,8 @@
 //
 // The warp of a sequence's last span puts the new token's key and value into their page before it reads it.
 //
-// Code that warps go through once is slow to fetch: what need not be unrolled is not.
+// Code that warps go through once is slow to fetch: what need not be unrolled is not. A multiprocessor holds ALONE_BLOCKS or TOGETHER_BLOCKS
+// blocks at a time, by the registers that they need; as many are started.
 //
 // Shapes: qkv [rows, QKV_HEADS, HEAD_DIM] bf16; keys [pages, KEY_HEADS, PAGE, HEAD_DIM];
 // values [pages, KEY_HEADS, HEAD_DIM, PAGE]; sums [rows, spans, HEADS, HEAD_DIM] f32; maxima [rows, spans, HEADS] (maximum in base 2, sum).
@@ -23,9 +24,6 @@
 #define TILE_ROWS 16
 #define TILE_SEQUENCES (TILE_ROWS / GROUP)
 #define ATTENTION_WARPS 4
-// Blocks of a multiprocessor at a time, by the registers that a warp needs.
-#define ALONE_BLOCKS (HEAD_DIM > 64 ? 2 : 3)
-#define TOGETHER_BLOCKS (HEAD_DIM > 64 ? 3 : 4)
 #define DIM_BLOCKS (HEAD_DIM / 32)
 #define DIM_TILES (HEAD_DIM / 8)
 // Tokens that are multiplied at a time, and pieces of 16 bytes of a token's key.
