@@ -1,4 +1,5 @@
-//! Attention over long sequences on a GPU: cuDNN's kernels, twice as fast as FlashAttention-2 there, for the forward and the backward pass.
+//! Attention over sequences of some hundred tokens and more on a GPU: cuDNN's kernels, about twice as fast as FlashAttention-2 there, for the
+//! forward and the backward pass.
 //!
 //! They want sequences of one length. `batches.rs` says which sequences run together, with padding and with copies of the prompts that
 //! they share. What comes out for a copied token is taken from its first row; the others have no gradient there, and what reaches the
